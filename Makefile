@@ -21,8 +21,8 @@ help: ## this list
 
 install: $(INSTALLED) ## make .venv and install into it under the constraints
 
-# torch goes first and by itself: pip then takes a CPU build of that very version where one is at hand,
-# instead of resolving it last among everything that depends on it.
+# torch is installed first, on its own: pip then takes a CPU build of the pinned version if there is one,
+# instead of choosing another build for the packages that depend on it.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make install PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -30,13 +30,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-run: $(INSTALLED) ## the embedded main job: label, train, evaluate; ends with where the report is
+run: $(INSTALLED) ## label, train, measure latency and evaluate on the embedded backbone; prints the path of the report
 	$(BIN)/python -m experiments.run $(ARGS)
 
 paper: $(INSTALLED) ## every table and figure of docs/results.md; ARGS="paper=short" for a look
 	$(BIN)/python -m experiments.paper $(ARGS)
 
-# One thread a worker: two workers with a thread pool each would fight over the same cores.
+# One thread per worker, as two workers with a thread pool each would slow each other down.
 test: $(INSTALLED) ## the tests, offline, on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
 

@@ -2,7 +2,7 @@
 
 Reads labels and trained predictors of each backbone, as `tokenscale run backbone=NAME` leaves them, and
 writes `backbones.html`, `backbones.json`, `tables/` and the fronts as PDF and SVG. The first backbone is the
-reference. Of a video task, `BACKBONE/TASK` names labels with another number of frames.
+reference. `BACKBONE/TASK` names labels of a video task with another number of frames.
 
 Examples:
     tokenscale compare_backbones backbones=[tiny_m3,tiny_native]  # pooled tokens against shrunk images
@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
     from experiments.training.configured import open_configured
 
     paths, folders = config.paths, []
-    # NAME/TASK are labels of a task that differs in the choice of frames of its videos.
+    # NAME/TASK names labels of a task that differs only in the choice of video frames.
     places = {name: name if "/" in name else f"{name}/{config.task.name}" for name in config.backbones}
     task = ", ".join(dict.fromkeys(place.partition("/")[2] for place in places.values()))
     for name, place in places.items():

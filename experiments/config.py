@@ -177,31 +177,37 @@ class Provenance:
     def of(cls, config: DictConfig) -> Self:
         """Return the provenance of the running command."""
         return cls(
-            _format_running_command(),
+            format_running_command(),
             OmegaConf.to_yaml(config, resolve=True),
             f"{datetime.now():%Y-%m-%d %H:%M}",
         )
 
 
 def make_recorder(config: DictConfig, configuration: str | None = None) -> "EvaluationRecorder":
-    """Return what opens the test splits of the running command, after it has recorded the evaluation.
+    """Return the recorder through which the running command opens test splits.
 
-    `configuration` is recorded; None: the resolved `config`.
+    `configuration` is recorded with each evaluation; None: the resolved `config`.
     """
     from experiments.labels.held_out import EvaluationRecorder
 
     return EvaluationRecorder(
         Path(config.paths.evaluations),
-        _format_running_command() if HydraConfig.initialized() else "called from Python",
+        format_running_command() if HydraConfig.initialized() else "called from Python",
         OmegaConf.to_yaml(config, resolve=True) if configuration is None else configuration,
         config.allow_unrecorded,
     )
 
 
-def _format_running_command() -> str:
-    """Return the running command with its overrides; in a sweep, that of the job."""
+def format_running_command(*, overwrite: bool = True) -> str:
+    """Return the running command with its overrides; in a sweep, that of the job.
+
+    Without `overwrite`, the options of that name are left out, as they would replace finished files.
+    """
     hydra_config = HydraConfig.get()
-    return format_command(str(hydra_config.job.config_name), list(hydra_config.overrides.task))
+    overrides = list(hydra_config.overrides.task)
+    return format_command(
+        str(hydra_config.job.config_name), overrides if overwrite else _without_overwrite(overrides)
+    )
 
 
 def format_given_command() -> str:
@@ -230,9 +236,7 @@ def record_command() -> "WorkRecord":
 
     hydra_config = HydraConfig.get()
     return WorkRecord.begin(
-        command=format_command(
-            str(hydra_config.job.config_name), _without_overwrite(hydra_config.overrides.task)
-        ),
+        command=format_running_command(overwrite=False),
         launcher=[text for text in hydra_config.overrides.hydra if text.startswith("hydra/launcher=")]
         + [text for text in hydra_config.overrides.hydra if text.startswith("hydra.launcher.")],
     )

@@ -1,12 +1,12 @@
 """Evaluate trained predictors on the test split: fronts, intervals, a report.
 
-`evaluate_predictors` and `write_evaluation` are the functions behind the command: they read labels and
-predictors, and write `metrics.json`, `draws.safetensors`, `milliseconds.json`, `report.html`, its tables in
-`tables/` and its plots as PDF and SVG.
+Writes `report.html`, its tables in `tables/`, its plots as PDF and SVG, `metrics.json`, `draws.safetensors`
+and, if these predictors were timed on this machine, `milliseconds.json`. In Python:
+`experiments.reporting.evaluation.evaluate_predictors` and `write_evaluation`.
 
 Examples:
     tokenscale evaluate  # the predictors that `tokenscale train` trained
-    tokenscale evaluate predictor=mlp task=textvqa backbone=m3_llava_7b  # others of each
+    tokenscale evaluate predictor=mlp task=textvqa backbone=m3_llava_7b  # another predictor, task and model
     tokenscale evaluate sensitive.only=sensitive  # only questions that need resolution, after `resample`
 """
 
@@ -84,7 +84,7 @@ def evaluate_configured(config: DictConfig) -> "tuple[Findings, float]":
 
 
 def read_plan(config: DictConfig) -> "EvaluationPlan":
-    """Return what a configuration compares, and how."""
+    """Return the evaluation plan of a configuration."""
     from experiments.evaluation.fronts import Grid
     from experiments.evaluation.guarantee import GuaranteeTerms
     from experiments.evaluation.sensitive_groups import Deciding

@@ -6,7 +6,7 @@ per question type; the types with the most failures come first. Reports of later
 Examples:
     tokenscale failures                                                # the finest scale, calibration split
     tokenscale failures scale=9 per_kind=12                            # another scale, more images
-    tokenscale failures task=textvqa backbone=m3_llava_7b split=train  # others of each
+    tokenscale failures task=textvqa backbone=m3_llava_7b split=train  # another task and model
 """
 
 from pathlib import Path

@@ -36,7 +36,7 @@ def format_help(command: str, config: DictConfig) -> str:
             "Examples:",
             textwrap.indent("\n".join(examples), "  "),
             "",
-            "Options, with the values that they have now:",
+            "Options, with their current values:",
             *(option.format(_line_width()) for option in list_options(command, config)),
             "",
             "Full configuration, with the arguments of every object (backbone.NAME=VALUE sets one):",
@@ -94,7 +94,9 @@ def _walk(
         key, meaning = f"{prefix}{name}", " ".join((field.description or "").split())
         groups = [group for group in choices if f"{_find_package(group)}.".startswith(f"{key}.")]
         for group in groups:
-            yield Option(group, show(choices[group]), f"{meaning}; one of {_list_choices(group)}")
+            folder = group.partition("@")[0]
+            names = f"those of {folder}" if folder != group and folder in choices else _list_choices(group)
+            yield Option(group, show(choices[group]), f"{meaning}; one of {names}")
         if isinstance(hints[name], type) and issubclass(hints[name], Settings):
             yield from _walk(hints[name], config, choices, f"{key}.")
         elif not groups and (value := _read_value(config, key)) is not None:
@@ -105,9 +107,10 @@ def _walk(
 
 
 def _list_choices(group: str) -> str:
-    """Return the names that a config group has, separated by commas."""
-    folder = find_config_dir() / group.partition("@")[0]
-    return ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    """Return the names that a config group has, without former names, separated by commas."""
+    files = (find_config_dir() / group.partition("@")[0]).glob("*.yaml")
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in files}
+    return ", ".join(sorted(name for name, text in texts.items() if not text.startswith("# Former name")))
 
 
 def _find_package(group: str) -> str:

@@ -1,11 +1,12 @@
 """Label a task: the backbone answers every question at every scale.
 
-`experiments.labels.labelling.label` is the function behind the command; it makes only what is missing.
+Labels are written to `paths.labels`. Repeating the command answers only what is missing. In Python:
+`experiments.labels.labelling.label`.
 
 Examples:
     tokenscale label                                                     # the embedded backbone on `scenes`
     tokenscale label limit.train=200 limit.calibration=50 limit.test=50  # fewer images
-    tokenscale label task=textvqa backbone=m3_llava_7b shard=0/8  # one of eight parts, on a machine each
+    tokenscale label task=textvqa backbone=m3_llava_7b shard=0/8       # the first of eight parts
 """
 
 from collections.abc import Sequence

@@ -14,11 +14,10 @@ Examples:
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_command, make_recorder, record_command
+from experiments.config import entry_point, format_running_command, make_recorder, record_command
 
 
 @entry_point("resample")
@@ -29,9 +28,7 @@ def main(config: DictConfig) -> None:
     from m3_backbone.outcomes.labels import read_labels
     from m3_backbone.outcomes.table import HELD_OUT
 
-    labels, hydra = Path(config.paths.labels), HydraConfig.get()
-    command = format_command(str(hydra.job.config_name), list(hydra.overrides.task))
-    record = None
+    labels, command, record = Path(config.paths.labels), format_running_command(), None
     if config.split == HELD_OUT:
         split_labels, record = make_recorder(config).open_test(labels)
     else:

@@ -1,8 +1,8 @@
 """Label, train, measure latency and evaluate: everything up to the report.
 
 Each step is the command of that name with the same configuration. Steps that are up to date are skipped, so
-that running again without changes only evaluates. Imported outcomes (`experiment=imported`) are labels
-already and have no backbone to time. `main` returns the validation metric `optimized_metric`, for sweeps.
+that running again without changes only evaluates. Imported outcomes (`experiment=imported`) are not labelled
+or timed, as they have no backbone. `main` returns the validation metric `optimized_metric`, for sweeps.
 
 Examples:
     tokenscale run                                                # the embedded backbone on `scenes`

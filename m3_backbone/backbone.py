@@ -81,7 +81,7 @@ class PrefilledQuestions(Protocol):
         """Answers to the questions of these numbers, decoded from their prefill.
 
         With `num_tokens`, each answer has that many tokens, whatever they are: for timings of long answers.
-        `watch` is called with a number and the tokens of its answer so far whenever that grows.
+        `watch` is called with a number and the tokens of its answer so far, whenever the answer grows.
         """
         ...
 

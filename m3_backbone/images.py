@@ -288,12 +288,10 @@ def _scale_16_bits(image: Image.Image, name: str | None) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
-def limit_pixels(image: Image.Image, num_pixels: int) -> Image.Image:
+def shrink_and_enlarge(image: Image.Image, num_pixels: int) -> Image.Image:
     """Return an RGB image shrunk to about `num_pixels` pixels and enlarged again; a smaller one as it is."""
-    shrink = math.sqrt(num_pixels / (image.width * image.height))
-    if shrink >= 1:
+    factor = math.sqrt(num_pixels / (image.width * image.height))
+    if factor >= 1:
         return image
-    small = [max(1, round(side * shrink)) for side in image.size]
-    return image.resize((small[0], small[1]), Image.Resampling.BICUBIC).resize(
-        image.size, Image.Resampling.BICUBIC
-    )
+    small = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)

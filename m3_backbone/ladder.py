@@ -46,3 +46,8 @@ def coinciding_scales(backbone: "Backbone", image_size: tuple[int, int]) -> dict
     scales: Sequence[int] = backbone.scales
     columns = find_coarsest([backbone.num_visual_tokens(image_size, scale) for scale in scales])
     return {scale: scales[column] for scale, column in zip(scales, columns.tolist(), strict=True)}
+
+
+def distinct_scales(backbone: "Backbone", image_size: tuple[int, int]) -> list[int]:
+    """Return the scales at which an image is answered, ascending: those that coincide with no coarser one."""
+    return sorted(set(coinciding_scales(backbone, image_size).values()))

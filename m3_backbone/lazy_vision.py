@@ -74,10 +74,10 @@ class LazyVision(ModelBackbone):
 
     def _encode_images(self, images: Sequence[LazyImage], scale: int) -> list[VisualPrefix]:
         """Tokens of images that are not encoded at the scale yet."""
-        return self.run_vision([self.see(image.image, scale) for image in images], scale)
+        return self.run_vision([self.prepare_image(image.image, scale) for image in images], scale)
 
-    def see(self, image: Image.Image, scale: int) -> Image.Image:
-        """Return the image as the vision pass of a scale gets it, before its preprocessing: as RGB."""
+    def prepare_image(self, image: Image.Image, scale: int) -> Image.Image:
+        """Return the RGB image that is preprocessed and encoded at a scale, downsampled if that is set."""
         return to_rgb(image)
 
     def visual_prefixes(self, encoded: Sequence[Any], scale: int) -> list[VisualPrefix]:

@@ -365,8 +365,8 @@ class ModelBackbone(Backbone, ABC):
     ) -> list[Answer]:
         """Answer as `Backbone.answer` does.
 
-        `watch` is called, in this thread, with the index of a question and the tokens of its answer so far
-        whenever that grows. A batch that runs out of memory and is divided starts its answers anew.
+        `watch` is called, in this thread, with the index of a question and the tokens of its answer so far,
+        whenever the answer grows. If a batch runs out of memory and is divided, its answers start again.
         """
         return self._answer(encoded, questions, scale, references, drafts, draws, watch=watch)
 

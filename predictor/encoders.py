@@ -67,7 +67,7 @@ class TransformerEncoder(SentenceEncoder):
     """
 
     def __init__(self, source: str) -> None:
-        # Imported here, as torch is in other methods: both load slowly, and few predictors read sentences.
+        # Imported here, as is torch in other methods: both load slowly, and few predictors read sentences.
         from transformers import AutoModel, AutoTokenizer
 
         try:

@@ -1,4 +1,4 @@
-"""Former names of modules, for saved folders and configurations that name a class by its former module."""
+"""Former names of modules and classes, for saved folders and configurations that name a class by them."""
 
 from typing import Any
 
@@ -17,10 +17,16 @@ MODULES = {
     "predictor.objectives.scores": "predictor.objectives.base",
     "predictor.question_only": "predictor.classical.question_only",
 }
+# Former name of a class -> name.
+CLASSES = {
+    "m3_backbone.llava.resized.ResizedLlavaBackbone": "m3_backbone.llava.downsampled.DownsampledLlavaBackbone"
+}
 
 
 def find_name(name: str) -> str:
-    """Return the present dotted name of a class; names in other modules are returned unchanged."""
+    """Return the present dotted name of a class; other names are returned unchanged."""
+    if name in CLASSES:
+        return CLASSES[name]
     module, _, rest = name.rpartition(".")
     if module in MODULES:
         return f"{MODULES[module]}.{rest}"

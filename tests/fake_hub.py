@@ -1,4 +1,4 @@
-"""As much of the Hugging Face hub as an upload meets: repositories are made, small files are committed."""
+"""A fake Hugging Face hub, which creates repositories and accepts commits of small files."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 
 class Hub(HTTPServer):
-    """A hub on this machine. `asked` are the (path, content) of its requests, `committed` names of files."""
+    """A server on this machine. `asked` holds (path, content) of its requests, `committed` names of files."""
 
     def __init__(self, *, refuses: bool) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -75,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def open_hub(monkeypatch: pytest.MonkeyPatch, *, refuses: bool = False) -> Iterator[Hub]:
-    """A hub in the place of huggingface.co; with `refuses` it forbids everything."""
+    """A hub in place of huggingface.co; with `refuses` it answers every request with status 403."""
     hub = Hub(refuses=refuses)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from experiments.labels.folder import KeptInputs, LabelFolder
 from m3_backbone.features import ImageFeatures
 from m3_backbone.outcomes.manifest import (
     EMBEDDINGS,
@@ -15,6 +16,7 @@ from m3_backbone.outcomes.manifest import (
     SPLITS_FILE,
     digest_samples,
     find_shard,
+    read_manifest,
     write_splits,
 )
 from m3_backbone.outcomes.shards import SCHEMA_VERSION, digest_file, to_feature_table, write_shard
@@ -61,3 +63,14 @@ def write_label_folder(
         "complete": True,
     }
     (folder / "manifest.json").write_text(json.dumps(content | dict(manifest or {})), encoding="utf-8")
+
+
+def open_label_folder(path: Path) -> LabelFolder:
+    """The writer of an existing label folder, opened."""
+    manifest = read_manifest(path)
+    scales, feature_scales = (tuple(manifest[key]) for key in ("scales", "feature_scales"))
+    target = LabelFolder(
+        path, fingerprints=manifest["fingerprints"], scales=scales, kept=KeptInputs(feature_scales)
+    )
+    assert target.open()
+    return target

@@ -75,9 +75,9 @@ def measure(
         "num_prices": num_prices,
         "num_points": {name: int(policy.points.num_points) for name, policy in table.policies.items()},
         "num_resamples": num_resamples,
-        "figures": plain,
+        "metrics": plain,
         "bootstrap": bands,
-        "num_figures": int(sum(np.size(metric.value) for metric in metrics.values())),
+        "num_metrics": int(sum(np.size(metric.value) for metric in metrics.values())),
         "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "machine": describe_machine(),
     }
@@ -95,10 +95,10 @@ def report(results: dict[str, Any]) -> None:
     print(
         f"{results['num_samples']:,} samples, {results['num_images']:,} images, "
         f"{results['num_prices']} prices, {results['num_resamples']:,} resamples, "
-        f"{results['num_figures']:,} metrics"
+        f"{results['num_metrics']:,} metrics"
     )
     rows: list[tuple[str, ...]] = [("part", "seconds", "of the processor")]
-    for part in ("figures", "bootstrap"):
+    for part in ("metrics", "bootstrap"):
         rows.append((part, *(f"{results[part][clock]:.1f}" for clock in ("seconds", "processor_seconds"))))
     print(format_table(rows))
     print(f"at most {results['gigabytes']:.1f} GB")

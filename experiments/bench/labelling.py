@@ -19,7 +19,7 @@ from experiments.labels.machine import describe_machine, time_call
 from experiments.reporting.tables import format_table
 from experiments.tasks.base import Sample, Task
 from m3_backbone.decoding.drafting import Work
-from m3_backbone.ladder import coinciding_scales
+from m3_backbone.ladder import distinct_scales
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
 from m3_backbone.model_backbone import ModelBackbone
 
@@ -120,10 +120,9 @@ class Engine:
         if scales == self.backbone.scales:
             self.work = self.backbone.work.since(before)
             self.answers = answers
-            passes = [set(coinciding_scales(self.backbone, image.size).values()) for image in encoded]
             vision = sum(
-                count_vision(self.backbone, image.size, sorted(at))
-                for image, at in zip(encoded, passes, strict=True)
+                count_vision(self.backbone, image.size, distinct_scales(self.backbone, image.size))
+                for image in encoded
             )
             self.flops = vision + self.work.num_tokens * self.backbone.decode_flops_per_token()
         return answers

@@ -22,7 +22,7 @@ from experiments.tasks.base import Task
 from m3_backbone.backbone import Answer
 from m3_backbone.decoding.planning import FlopsPerToken, PlannedQuestion, PlannedWork, plan_work
 from m3_backbone.features import describe_image
-from m3_backbone.ladder import coinciding_scales
+from m3_backbone.ladder import distinct_scales
 from m3_backbone.model_backbone import ModelBackbone
 
 
@@ -133,12 +133,12 @@ def count_labelling(
     images = workload.sampled
     for start in range(0, len(images), images_per_batch):
         batch = images[start : start + images_per_batch]
-        distinct = [coinciding_scales(backbone, image.size) for image in batch]
-        for image, coarsest in zip(batch, distinct, strict=True):
-            total.vision += count_vision(backbone, image.size, sorted(set(coarsest.values())))
+        scales_of = [distinct_scales(backbone, image.size) for image in batch]
+        for image, scales in zip(batch, scales_of, strict=True):
+            total.vision += count_vision(backbone, image.size, scales)
         answered: set[int] = set()
         for scale in reversed(backbone.scales):
-            numbers = [number for number, coarsest in enumerate(distinct) if coarsest[scale] == scale]
+            numbers = [number for number, scales in enumerate(scales_of) if scale in scales]
             for is_finest in (True, False):
                 part = [number for number in numbers if (number not in answered) == is_finest]
                 work = plan_work(

@@ -223,7 +223,7 @@ def compare_backbones(
 
 
 def _list_samples(table: OutcomeTable) -> list[str]:
-    """Return the sample ids without the name of the task, of which there may be two for one video task."""
+    """Return the sample ids without the name of the task, as a video task may be labelled under two names."""
     pairs = zip(table.sample_id, table.task, strict=True)
     return [str(sample_id).removeprefix(f"{task}/") for sample_id, task in pairs]
 

@@ -377,10 +377,7 @@ TOKENS = CostMeasure(
 
 
 def count_costs(name: str) -> CostMeasure:
-    """Return the cost measure of imported outcomes, in place of visual tokens: costs of this name.
-
-    For the name of visual tokens that is `TOKENS`.
-    """
+    """Return the cost measure whose costs have this noun: `TOKENS`, or that of imported outcomes."""
     if name == TOKENS.noun:
         return TOKENS
     label = f"mean {name} per question"

@@ -28,7 +28,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Grid:
-    """Number of log-spaced budgets, and largest number of prices on a front.
+    """Number of log-spaced budgets, and maximum number of prices on a front.
 
     Raises ValueError for numbers below 1.
     """

@@ -145,11 +145,12 @@ class CheckedGuarantee:
 
 @dataclass(frozen=True)
 class GuaranteeTerms:
-    """What is guaranteed, and how it is checked: settings `guarantee` of `evaluate`.
+    """Terms of the guarantees and of their check: settings `guarantee` of `evaluate`.
 
     With probability 1 - `delta`, the mean score is at most `alpha` below that of the finest scale; with
     `joint`, this holds for all predictors together. One image counts for at most `most_questions` questions;
-    None: the largest number on calibration. `num_resplits` samples of the test images check it; 0: none.
+    None: the largest number on calibration. `num_resplits` is the number of resamples of the test images in
+    the check; 0: no check.
     """
 
     alpha: float = 0.02

@@ -12,7 +12,7 @@ take scores and are in `fronts`.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,8 +61,8 @@ class PolicyInputs:
         """Cost of trying each scale, `[num_samples, num_scales]`, for the decisions of a cascade.
 
         The shared cost is paid in any case, so it does not affect them. Costs have to be positive, so an
-        answer from a prefill that the predictor has paid for is taken to cost that prefill; where a hybrid
-        starts is decided by `first`, which adds that prefill to the other scales.
+        answer from a prefill that the predictor has paid for is taken to cost that prefill; `first`, which
+        decides where a hybrid starts, adds that prefill to the other scales.
         """
         return self.cost - self.shared + np.where(self.coarsest == 0, self.prefilled, 0.0)
 
@@ -70,7 +70,7 @@ class PolicyInputs:
     def first(self) -> Floats:
         """Cost of starting at each scale, `[num_samples, num_scales]`, for the decisions of a hybrid.
 
-        It is that of `further`, with the prefill for the predictor where another scale is answered.
+        It is that of `further`, plus the prefill for the predictor at scales that do not use this prefill.
         """
         return self.further + np.where(self.coarsest > 0, self.prefilled, 0.0)
 
@@ -262,24 +262,30 @@ class FittedCascade(Protocol):
         """Ascending prices `[num_prices]`; the cost is highest at the first."""
         ...
 
-    def escalate(self, *arguments: Any, **first_cost: Any) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    def escalate(
+        self, confidence: Floats, cost: Floats, estimates: Floats | None, *, first_cost: Floats
+    ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
         """Return the first and the last column tried, each `[num_prices, num_samples]`.
 
-        The arguments are confidence, cost and estimates or None, `[num_samples, num_scales]`; only
-        confidences of tried scales are read. If the predictor needs a prefill, `first_cost` is given too, as
-        in `predictor.cascades.hybrid`.
+        The arguments are `[num_samples, num_scales]`; only confidences of tried scales are read. `cost` is
+        that of `PolicyInputs.further`, `first_cost` that of `PolicyInputs.first`.
         """
         ...
 
 
 class CascadeFit(Protocol):
-    """Function that fits a cascade to calibration samples.
+    """Function that fits a cascade to calibration samples; each array is `[num_samples, num_scales]`."""
 
-    The arguments are confidence, score, cost and estimates or None, `[num_samples, num_scales]`, and the
-    number of prices. If the predictor needs a prefill, `first_cost` is given too.
-    """
-
-    def __call__(self, *arguments: Any, **first_cost: Any) -> FittedCascade: ...
+    def __call__(
+        self,
+        confidence: Floats,
+        score: Floats,
+        cost: Floats,
+        estimates: Floats | None,
+        num_prices: int,
+        *,
+        first_cost: Floats,
+    ) -> FittedCascade: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,18 +303,22 @@ class CascadePolicy:
 
     def decide(self, calibration: ScoredSamples, test: PolicyInputs, num_prices: int) -> Decisions:
         on_calibration, on_test = self.estimates or (None, None)
-        is_prefilled = self.estimates is not None and bool(np.any(calibration.prefilled))
-        starts = [{"first_cost": part.first} if is_prefilled else {} for part in (calibration, test)]
-        certainty, cost = read_signal(calibration, self.signal), calibration.further
-        cascade = self.fit(certainty, calibration.score, cost, on_calibration, num_prices, **starts[0])
-        paths = Paths.escalating(calibration.cost.shape[1])
-        read = read_signal(test, self.signal)
-        return Decisions(
-            paths,
-            cascade.price,
-            Schedule.of(paths.find(*cascade.escalate(certainty, cost, on_calibration, **starts[0]))),
-            Schedule.of(paths.find(*cascade.escalate(read, test.further, on_test, **starts[1]))),
+        cascade = self.fit(
+            read_signal(calibration, self.signal),
+            calibration.score,
+            calibration.further,
+            on_calibration,
+            num_prices,
+            first_cost=calibration.first,
         )
+        paths = Paths.escalating(calibration.cost.shape[1])
+
+        def schedule(samples: PolicyInputs, estimates: Floats | None) -> Schedule:
+            signal = read_signal(samples, self.signal)
+            columns = cascade.escalate(signal, samples.further, estimates, first_cost=samples.first)
+            return Schedule.of(paths.find(*columns))
+
+        return Decisions(paths, cascade.price, schedule(calibration, on_calibration), schedule(test, on_test))
 
 
 @dataclass(frozen=True)

@@ -134,9 +134,9 @@ class Bootstrapped:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How images are resampled: equal values give the same resamples of the same images.
+    """Settings of a bootstrap over images: equal settings give the same resamples of the same images.
 
-    `confidence` is the coverage of the intervals. Raises ValueError if there is no resample, or if
+    `confidence` is the coverage of the intervals. Raises ValueError if `num_resamples` is below 1 or
     `confidence` lies outside (0, 1).
     """
 

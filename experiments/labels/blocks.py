@@ -1,4 +1,4 @@
-"""Division of a task into blocks of whole images, with a plan."""
+"""Division of a task into blocks of whole images, according to a plan."""
 
 import hashlib
 import itertools

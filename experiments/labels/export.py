@@ -80,7 +80,7 @@ def write_outcomes(
 ) -> list[str]:
     """Write the tables of an export into a folder, and the images of the task if it is given.
 
-    Returns what was written, as patterns of names. Raises ValueError if the task is not that of the labels.
+    Returns names and patterns of the written files. Raises ValueError if the task is not that of the labels.
     """
     if images is not None:
         check_data(images, exported.manifest, folder)
@@ -124,8 +124,8 @@ def tabulate(split: str, table: OutcomeTable, images: Mapping[str, str]) -> pa.T
 def write_images(exported: ExportedOutcomes, folder: Path, task: Task) -> dict[str, str]:
     """Write every image as PNG, unless it is there; returns image id -> path in the folder.
 
-    An image that cannot be read any more is left out with a warning. Images of an earlier export that are
-    not among these are deleted, so that no upload has them.
+    An image that cannot be read any more is left out with a warning. Other images of an earlier export are
+    deleted, so that they are not uploaded.
     """
     (folder / IMAGES).mkdir(exist_ok=True)
     image_ids = list(dict.fromkeys(i for table in exported.tables.values() for i in table.image_id))

@@ -56,11 +56,11 @@ SHARD_KINDS = ("features", "outcomes")
 class KeptInputs:
     """What labelling keeps for predictors, besides the answers.
 
-    `feature_scales` are the scales of the visual tokens; None: `Backbone.feature_scales`. With
-    `decoder_state`, the state of the decoder after image and question at the coarsest scale is kept; with
-    `thumbnail_size`, images resized to squares of that many pixels a side are. `self_asking` is the prompt in
-    which the model is asked at the coarsest scale whether it can answer, with `{question}` for the question
-    (`m3_backbone.asking`); None: it is not asked.
+    `feature_scales` are the scales whose visual tokens are kept; None: `Backbone.feature_scales`.
+    `decoder_state` keeps the state of the decoder after image and question at the coarsest scale.
+    `thumbnail_size` keeps each image resized to a square with sides of that many pixels. `self_asking` is the
+    prompt in which the model is asked at the coarsest scale whether it can answer, with `{question}` for the
+    question (`m3_backbone.asking`); None: it is not asked.
     """
 
     feature_scales: tuple[int, ...] | None = None
@@ -221,7 +221,7 @@ class LabelFolder(ShardFolder):
             "division": self.division,
             "scales": list(self.scales),
             **options,
-            # What is not kept has no key.
+            # Inputs that are not kept have no key.
             **{key: value for key, value in self.kept.to_json().items() if value not in (None, False)},
             "limit": dict(limit),
             "shard_size": shard_size,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 @contextmanager
 def naming_upload(folder: str | Path, repo: str, again: str) -> Iterator[None]:
-    """Turn what the hub and its HTTP client raise into an OSError; `again` is how the upload is repeated."""
+    """Turn errors of the hub and its HTTP client into an OSError; `again` says how to repeat the upload."""
     try:
         yield
-    except Exception as error:  # errors of another HTTP client in every major version of huggingface_hub
+    except Exception as error:  # each major version of huggingface_hub raises errors of another HTTP client
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise OSError(
             f"{folder} is written, but cannot be uploaded to {repo} ({reason}): log in with `hf auth login`, "
@@ -21,8 +21,8 @@ def naming_upload(folder: str | Path, repo: str, again: str) -> Iterator[None]:
 def push_files(folder: Path, repo: str, files: Sequence[str], *, private: bool) -> str:
     """Upload files of a folder as a data set, and return its address.
 
-    `files` are names and patterns: what else lies in the folder stays there. `private` is for a new data set;
-    one that exists stays as it is. Raises OSError, with the reason, if that fails.
+    `files` are names and patterns; other files in the folder are not uploaded. `private` applies to a new
+    data set, and does not change an existing one. Raises OSError, with the reason, if the upload fails.
     """
     from huggingface_hub import HfApi
 

@@ -1,4 +1,4 @@
-"""The machine on which something is timed, and the time that a call takes on it."""
+"""Description of this machine, and timing of calls on it."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Images of blocks, read by other processes ahead of the model."""
+"""Reading of the images of blocks in other processes, ahead of the model."""
 
 import os
 import signal

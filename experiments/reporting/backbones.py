@@ -65,8 +65,8 @@ def read_backbones(
 ) -> tuple[list[BackboneSamples], dict[str, EvaluationRecord]]:
     """Return the samples of every backbone, and the records of the evaluations, written before.
 
-    Raises ValueError if the backbones were labelled on different data or on other numbers of test samples;
-    no test split is opened then.
+    Raises ValueError, before any test split is opened, if the backbones were labelled on different data or
+    have different numbers of test samples.
     """
     manifests = [read_manifest(entry.labels) for entry in folders]
     first, *others = [
@@ -78,7 +78,7 @@ def read_backbones(
                 f"{first[0]} and {name} were labelled on different data: label the task with the same "
                 "settings for both"
             )
-        # Samples of different videos are compared one by one when they are read.
+        # Equal numbers are a first check; `compare_backbones` compares the samples one by one.
         if manifest["counts"].get(HELD_OUT) != manifests[0]["counts"].get(HELD_OUT):
             raise ValueError(describe_other_samples(first[0], name))
     for entry, (_, fingerprints) in zip(folders, (first, *others), strict=True):
@@ -124,8 +124,8 @@ def tabulate_frames(backbones: Sequence[BackboneSamples]) -> Table | None:
                     format_percent(table.score[:, column].mean()),
                 )
             )
-    caption = "Fixed scales by the frames that they show: mean visual tokens of a question and of a frame"
-    return Table(caption, ("", "frames", "tokens", "tokens a frame", "score"), tuple(rows), name="frames")
+    caption = "Fixed scales by number of frames: mean visual tokens per question and per frame"
+    return Table(caption, ("", "frames", "tokens", "tokens per frame", "score"), tuple(rows), name="frames")
 
 
 def _prepare(

@@ -74,13 +74,13 @@ REPORT = "report.html"
 
 @dataclass(frozen=True, eq=False)
 class EvaluationPlan:
-    """What is compared with trained predictors, and how it is measured: settings of `evaluate`.
+    """Settings of `evaluate`: what is compared with the trained predictors, and how it is measured.
 
     A cascade pays for every scale that it tries. `reference` names the policy that the others are compared
     with. Only runs with the same `bootstrap` can be compared with each other. `deciding` says whose answers
-    divide the test questions by their need of resolution; labels of other backbones are read beside those
-    that are evaluated. If only one group of questions is evaluated, there are no guarantees, which hold for
-    all questions together. With a `tariff`, costs are also measured by it.
+    divide the test questions by their need of resolution; it may name backbones whose labels are beside the
+    evaluated ones. If it selects one group of questions, no guarantees are reported, since these hold for all
+    questions together. With a `tariff`, costs are also measured by it.
     """
 
     cascades: Sequence[CascadeEntry] = ()
@@ -96,7 +96,7 @@ class EvaluationPlan:
 class Evaluation:
     """A finished evaluation: findings, content of `metrics.json`, and the test samples for the report.
 
-    `estimates` `[num_samples, num_scales]` are those of the first predictor.
+    `estimates` `[num_samples, num_scales]` are those of the first predictor on the test samples.
     """
 
     findings: Findings
@@ -191,10 +191,10 @@ def _collect(
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """What is known before the test split is opened; estimates and guarantees by predictor.
+    """Inputs of the comparison that are known before the test split is opened.
 
-    `by_length` are the costs by the tariff for answers of several lengths, the first of which is one of
-    `measures`.
+    `estimates` and `guarantees` are by predictor. `by_length` are cost measures of the tariff for answers of
+    several lengths; the first one is also in `measures`.
     """
 
     calibration: Labels
@@ -262,7 +262,7 @@ def _prepare(
 
 @dataclass(frozen=True, eq=False)
 class _OpenedTest:
-    """The evaluated test samples; `subset` says which they are, if not all."""
+    """The evaluated test samples. `subset` describes them if they are not all; `membership` is None then."""
 
     labels: Labels
     record: EvaluationRecord

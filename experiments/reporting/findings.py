@@ -189,9 +189,9 @@ def write_default(comparison: Comparison) -> str:
     if result.default.is_best_fixed and cost == fixed_cost:
         return (
             f"At its default price {result.name} always uses scale {scale}, the best on calibration, which "
-            f"spends {write_tokens(spent, comparison)} a question and scores {scored}%."
+            f"spends {write_tokens(spent, comparison)} per question and scores {scored}%."
         )
-    spends = f"{write_tokens(spent, comparison)} a question"
+    spends = f"{write_tokens(spent, comparison)} per question"
     sentence = (
         f"At its default price {result.name} spends {spends} and scores {scored}%; always using scale "
         f"{scale}, the best on calibration, spends {format_tokens(fixed_cost)} and scores "

@@ -86,7 +86,7 @@ class Card:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """What the gallery of a report shows: up to `per_category` samples per category, chosen with `seed`.
+    """Settings of the gallery of a report: up to `per_category` samples per category, drawn with `seed`.
 
     `read_image` returns the image of an id; if it raises OSError, the message is shown instead. `view`
     returns the views of a row's image for the lightbox.

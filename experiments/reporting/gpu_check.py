@@ -43,7 +43,7 @@ def summarize(results: Sequence[PartResult]) -> str:
     return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
 
 
-_STATUSES = ("agrees", "measured", "differs", "failed", "not here")
+_STATUSES = ("agrees", "measured", "differs", "failed", "unavailable")
 
 
 def format_results(results: Sequence[PartResult]) -> str:
@@ -59,7 +59,7 @@ def tabulate(step: str, results: Sequence[PartResult]) -> Table:
     columns = list(dict.fromkeys(name for _, values, _ in lines for name in values))
     rows = []
     for name, values, result in lines:
-        missing = result.reason and f"not here, because {result.reason}"
+        missing = result.reason and f"unavailable, because {result.reason}"
         cells = [format_value(values.get(column, missing or "-")) for column in columns]
         rows.append((name, result.status, *cells, result.reason))
     header = ("part", "outcome", *(column.replace("_", " ") for column in columns), "reason")

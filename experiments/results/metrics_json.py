@@ -9,7 +9,7 @@ resample (`results.resamples`).
 
     schema_version          5
     task, backbone          names
-    cost_name               plural noun for the costs: visual tokens, or that of imported outcomes
+    cost_name               plural noun for the costs: "visual tokens", or that of imported outcomes
     fingerprints            weights, data, prompt and decoding of the labels
     split                   num_samples, num_images, num_calibration_samples
     bootstrap               num_resamples, confidence, seed (equal seeds give equal resamples in all runs)

@@ -84,9 +84,9 @@ class ImageArgumentsByModality(ImageArguments):
 class ResizedImage(Adapter):
     """A smaller image for any engine: as PNG, or as JPEG of a quality from 1 to 100.
 
-    The engine's own limits must leave the image as it is: its smallest area at most that of the coarsest
-    scale, its largest at least that of the finest. A PNG has exactly the pixels that the labels were made
-    with; a JPEG is written in a tenth of the time.
+    The engine's own limits must leave the image as it is: the smallest area that it allows is at most that of
+    the coarsest scale, the largest at least that of the finest. A PNG has exactly the pixels from which the
+    labels were made; a JPEG is written in a tenth of the time.
     """
 
     @checked
@@ -139,6 +139,8 @@ def _as_native(backbone: ModelBackbone, form: str) -> NativeBackbone:
         raise ValueError(
             f"the scales of {backbone.name} are not set by {form}: give adapter=image_embeds, for M3 on vLLM"
         )
-    if backbone.downsample:
-        raise ValueError(f"{backbone.name} shrinks images itself, an engine does not: set downsample=false")
+    if backbone.downsampling is not None:
+        raise ValueError(
+            f"{backbone.name} shrinks images itself, an engine does not: leave out backbone.downsampling"
+        )
     return backbone

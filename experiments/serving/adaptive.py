@@ -47,9 +47,9 @@ def load_adaptive(backbone: Backbone, config: DictConfig) -> AdaptiveM3:
 def describe_point(point: OperatingPoint, choice: Choice) -> str:
     """Return text with the price, what it paid for this choice, and its means on calibration."""
     return (
-        f"chosen at price {point.price:.4f} per {point.unit:g} visual tokens, so paying "
-        f"{point.price * choice.cost / point.unit:.4f} for {choice.cost}; "
-        f"on the calibration split this price takes {point.cost:.1f} tokens and scores {point.score:.4f}"
+        f"chosen at price {point.price:.4f} per {point.unit:g} visual tokens "
+        f"({point.price * choice.cost / point.unit:.4f} for {choice.cost}); on the calibration split, this "
+        f"price uses {point.cost:.1f} visual tokens on average and scores {100 * point.score:.1f}%"
     )
 
 
@@ -58,8 +58,8 @@ def describe_escalation(hybrid: Hybrid, answer: AdaptiveAnswer) -> str:
     tried = ", then ".join(map(str, answer.tried))
     return (
         f"tried {tried}, {answer.cost} visual tokens in all, at price {hybrid.price[0]:.4f} per "
-        f"{hybrid.unit:g} visual tokens; on the calibration split the hybrid takes {hybrid.cost[0]:.1f} "
-        f"tokens at this price and scores {hybrid.score[0]:.4f}"
+        f"{hybrid.unit:g} visual tokens; on the calibration split, the hybrid uses {hybrid.cost[0]:.1f} "
+        f"visual tokens on average at this price and scores {100 * hybrid.score[0]:.1f}%"
     )
 
 

@@ -126,8 +126,8 @@ def open_socket(host: str, port: int) -> socket.socket:
         raise ValueError(
             f"cannot listen at host={host} port={port}: {error.strerror or error}: give another port or host"
         ) from error
-    # Connections inherit it. Without it the body of a response waits until the client has acknowledged its
-    # head, on Linux for 40 ms. asyncio sets it for no socket that is opened elsewhere.
+    # Without this option the body of a response waits until the client has acknowledged its head, up to 40 ms
+    # on Linux. Connections inherit the option; asyncio sets it only for sockets that it opens itself.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

@@ -18,10 +18,10 @@ _KEEP_ALIVE_SECONDS = 4.0
 
 
 class Engine:
-    """An OpenAI-compatible engine. Nothing of a request is kept: no key, no cookie.
+    """An OpenAI-compatible engine.
 
-    Redirects are neither followed nor passed on. What goes wrong is logged, as the clients of a proxy are not
-    told its address.
+    No part of a request is kept, neither keys nor cookies. Redirects are neither followed nor passed on.
+    Errors are logged with the address of the engine, which clients of a proxy do not learn.
 
     Args:
         url: URL of the engine, with or without `/v1`.
@@ -36,7 +36,7 @@ class Engine:
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """Make the pool of connections."""
+        """Create the pool of connections."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -52,7 +52,7 @@ class Engine:
     async def call(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> aiohttp.ClientResponse:
-        """Return an open response, which the caller closes. Raises RequestError if there is none."""
+        """Return an open response, which the caller closes. Raises RequestError if the engine gives none."""
         assert self._session is not None, "start first"
         content = None if body is None else io.BytesIO(body)
         try:
@@ -67,7 +67,7 @@ class Engine:
         except aiohttp.ClientError as error:
             log.warning("the engine at %s sent no valid response: %s", self.url, describe(error))
             raise RequestError(502, "the engine sent no valid response") from error
-        # A client would follow a redirect, to an address that may be internal; others cannot be sent on.
+        # A client might follow a redirect to an internal address; other statuses cannot be passed on.
         if not (200 <= response.status < 300 or 400 <= response.status < 600):
             response.close()
             log.warning("the engine at %s answers with status %d", self.url, response.status)
@@ -88,7 +88,7 @@ class Engine:
 
 
 def broken_off(error: Exception) -> RequestError:
-    """Return the error of an answer that has begun and is not finished."""
+    """Log why an answer ended before it was complete, and return the error for the client."""
     log.warning("the engine broke off its answer: %s", describe(error))
     return RequestError(502, "the engine broke off its answer")
 

@@ -15,7 +15,7 @@ from m3_backbone.images import UnreadableImage, open_picture, read_size
 
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|jpg|webp);base64,", re.IGNORECASE)
 _BASE64 = (string.ascii_letters + string.digits + "+/").encode()
-# Characters of base64 with which the headers of most image files end.
+# Number of base64 characters that contain the header of most image files.
 _HEAD = 2**16
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
@@ -76,9 +76,9 @@ def check_question_text(question: str, limits: Limits) -> str:
 
 
 def check_data_url(url: str, limits: Limits) -> None:
-    """Raise RequestError for text that is no data URL of an image, is too long, or no valid base64.
+    """Raise RequestError for text that is no data URL of an image, is too long, or is not valid base64.
 
-    Base64 is checked by its alphabet, in a fifth of the time of decoding it.
+    Checking the alphabet of base64 takes a fifth of the time of decoding it.
     """
     prefix = _DATA_URL.match(url[:64])
     if prefix is None:
@@ -94,14 +94,14 @@ def check_data_url(url: str, limits: Limits) -> None:
 
 
 def decode_data_url(url: str) -> bytes:
-    """Return the bytes of the file in a data URL that was checked."""
+    """Return the bytes of the file in a checked data URL."""
     return base64.b64decode(url[url.index(",") + 1 :])
 
 
 def find_size_in_url(url: str, limits: Limits) -> tuple[int, int]:
-    """Return (width, height) of the image in a data URL that was checked. Raises RequestError.
+    """Return (width, height) of the image in a checked data URL. Raises RequestError.
 
-    The start of the file is decoded, and the whole one only if the header does not end there.
+    Only the start of the file is decoded, unless its header is longer than that.
     """
     start = url.index(",") + 1
     try:

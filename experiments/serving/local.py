@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 class Asked:
     """A question about an image, with what the request says about the answer.
 
-    `channel` gets the choice, and the tokens of the answer whenever it grows; None: nothing is streamed.
+    `channel` receives the choice, then the tokens so far whenever the answer grows; None: no streaming.
     """
 
     image: Image.Image
@@ -63,7 +63,7 @@ class Completion:
     answer: AdaptiveAnswer
 
 
-# What a stream is told: the choice, then the tokens so far, and at the end the task with the completion.
+# Items of a channel: the choice, then the tokens so far, and at the end the task with the completion.
 Progress = ChosenScale | list[int] | asyncio.Task[Completion]
 
 
@@ -247,7 +247,7 @@ class LocalService(Service):
     async def _respond(self, request: ChatRequest, asked: Asked, task: asyncio.Task[Completion]) -> Response:
         """Return the response to a question whose completion is the result of `task`.
 
-        That of a stream is returned once the scale is chosen, so that errors until then have their status.
+        A streamed response is returned as soon as the scale is chosen, so that earlier errors set its status.
         """
         common: dict[str, Any] = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",

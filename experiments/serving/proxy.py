@@ -354,7 +354,7 @@ def _add_scale(response: aiohttp.ClientResponse, chosen: ChosenScale | None) -> 
 
 
 def _select_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers that the other side gets: text of printable ASCII, not about this connection."""
+    """Return the headers to pass on: printable ASCII, and none about this connection."""
     return {
         name: value
         for name, value in headers.items()

@@ -10,15 +10,15 @@ Item = TypeVar("Item")
 
 
 class Pieces:
-    """Cuts the text of growing token ids into pieces; a piece is text that further tokens do not change.
+    """Cuts the text of a growing answer into pieces that further tokens do not change.
 
-    That is the common beginning of the texts before and after a token, without white space and incomplete
-    characters at its end. `stops` end the answer before the first of them: what may be the beginning of one
-    is kept back.
+    The stable text is the common prefix of the texts before and after the last token, without white space and
+    incomplete characters at its end. The answer ends before the first of `stops`; text that may be the
+    beginning of one is not sent yet.
 
     Args:
         decode: text of token ids.
-        limit: number of tokens after which the answer is cut; None: nowhere.
+        limit: number of tokens after which the answer is cut; None: it is not cut.
         stops: texts that end the answer.
     """
 
@@ -40,9 +40,9 @@ class Pieces:
         return self._send(stable) if stable.startswith(self._sent) else ""
 
     def finish(self, text: str) -> str:
-        """Return the last piece of an answer. Raises ValueError if its text does not begin as it was sent."""
+        """Return the last piece of an answer. Raises ValueError unless `text` starts with the sent pieces."""
         if not text.startswith(self._sent):
-            raise ValueError("the answer has changed while it was decoded: ask again")
+            raise ValueError("the answer has changed while it was decoded: send the request again")
         return self._send(text)
 
     def _send(self, text: str) -> str:
@@ -58,7 +58,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
 
 
 class Channel(Generic[Item]):
-    """Takes items from another thread to this event loop."""
+    """Queue that carries items from any thread to this event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -69,10 +69,10 @@ class Channel(Generic[Item]):
         self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
     async def receive(self) -> Item:
-        """Return the next item, once there is one."""
+        """Wait for the next item and return it."""
         return await self._queue.get()
 
 
 def make_event(content: Mapping[str, Any]) -> bytes:
-    """Return an event of a stream."""
+    """Return a server-sent event with JSON content."""
     return b"data: " + json.dumps(content).encode() + b"\n\n"

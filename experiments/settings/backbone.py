@@ -27,9 +27,9 @@ class ImageShape(Settings):
     """Pictures of the backbone."""
 
     image_size: PositiveInt
-    """pixels a side"""
+    """side length in pixels"""
     patch_size: PositiveInt
-    """pixels a side of a patch"""
+    """side length of a patch in pixels"""
 
     @model_validator(mode="after")
     def _check_grid(self) -> Self:

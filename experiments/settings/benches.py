@@ -79,7 +79,7 @@ class GpuCheckSettings(Settings):
     steps: Annotated[list[str], Len(1)] | None
     """words, as [parity, attention]: only parts whose names contain one of them run; null: all"""
     recordings: PathText | None
-    """folder with recordings of the authors' code, as tests/fixtures/official_m3; null: none are compared"""
+    """folder with recordings of the authors' code, such as tests/fixtures/official_m3; null: no comparison"""
     folder: PathText
     """folder of the page and the JSON file"""
     overwrite: bool

@@ -91,7 +91,7 @@ class LabelSettings(Asking, Reading):
     decoder_state: bool
     """whether the decoder's hidden state at the coarsest scale is stored for predictors"""
     thumbnail_size: Annotated[int, Ge(8), Le(512)] | None
-    """pixels a side of the thumbnails stored for predictors; null: none are stored"""
+    """side length in pixels of the thumbnails stored for predictors; null: none are stored"""
     self_asking: bool
     """whether the model is asked at the coarsest scale if it can answer, for predictors"""
     self_asking_prompt: str

@@ -68,6 +68,6 @@ class Imported(Task):
 def refuse_backbone(name: str = BACKBONE) -> NoReturn:
     """Raise ValueError: imported outcomes have no backbone that could answer."""
     raise ValueError(
-        "imported outcomes have no backbone that could answer: take `tokenscale run experiment=imported "
+        "imported outcomes have no backbone that could answer: use `tokenscale run experiment=imported "
         "task.name=NAME`, which trains and evaluates"
     )

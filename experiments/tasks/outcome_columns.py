@@ -97,7 +97,7 @@ def read_rows(file: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         else:
             convert = pa.csv.ConvertOptions(include_columns=list(names), strings_can_be_null=True)
             table = pa.csv.read_csv(file, parse_options=_CSV, convert_options=convert)
-            # One row that is not UTF-8 turns its whole column into bytes.
+            # PyArrow reads a column as bytes if one of its rows is not UTF-8.
             if in_bytes := [field.name for field in table.schema if pa.types.is_binary(field.type)]:
                 raise ValueError(f"{file} is not UTF-8 (column {in_bytes[0]!r}): save it as UTF-8")
             batches = iter(table.to_batches())

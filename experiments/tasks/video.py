@@ -19,7 +19,7 @@ from m3_backbone.images import MAX_SIDE, UnreadableImage, explain
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif"
 
 
-# Keys of a task's content, its name included, in which two choices of frames of the same videos differ.
+# Keys of a task's content that may differ between two choices of frames of the same videos.
 CHOICE_KEYS = ("name", "num_frames", "every", "columns", "frame_side")
 
 

@@ -77,7 +77,7 @@ class SharedStudy:
     a database, a worker writes a heartbeat every `heartbeat` seconds, and counts as dead after `grace`
     seconds without one. With a journal, all workers need access to `folder`, which has their locks. A trial
     is tried again at most `max_retries` times. `objectives` are names in `OBJECTIVES`. Raises ValueError for
-    unknown objectives and for a study with other directions.
+    unknown objectives, and for an existing study with other directions.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class SharedStudy:
             )
         if [direction.name.lower() for direction in self.study.directions] != directions:
             raise ValueError(
-                f"study {name!r} was begun with other objectives: give this study another name with "
+                f"study {name!r} was started with other objectives: give this study another name with "
                 "study.name=NAME"
             )
         self._is_journal = isinstance(opened, JournalStorage)

@@ -186,7 +186,7 @@ def identify(
         "tolerance": settings.tolerance,
     }
     if predictor.features.reads_decoder:
-        # Hybrids of version 0.1 did not count the prefill: such predictors are trained again.
+        # Hybrids of version 0.1 did not count the prefill, so these predictors are trained again.
         content["hybrid"] = "counts the prefill"
     if settings.calibrator is not None:
         content["calibrator"] = describe(type(settings.calibrator), {})

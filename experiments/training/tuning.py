@@ -44,7 +44,7 @@ def search(
     `make_predictor` makes the predictor for the overrides of a trial. If the study has a single objective,
     trials are pruned by the value of each epoch. `defaults` are tried first. `around` are the settings that
     all trials share, as JSON. Each trial is a run of `tracker`, with values on validation. Returns the study.
-    Raises ValueError for a study that was begun with other settings, labels or another space.
+    Raises ValueError for a study that was started with other settings, labels or another space.
     """
     source, study = TrainingLabels(labels, settings), worker.study
     made_of = normalize(
@@ -62,8 +62,8 @@ def search(
     stored = study.user_attrs.get("made_of", made_of)
     if differing := [key for key in made_of if stored.get(key) != made_of[key]]:
         raise ValueError(
-            f"study {study.study_name!r} in {worker.folder} was begun with other {', '.join(differing)}, and "
-            "its trials cannot be compared with these: give this study another name with study.name=NAME"
+            f"study {study.study_name!r} in {worker.folder} was started with other {', '.join(differing)}, "
+            "and its trials cannot be compared with these: give this study another name with study.name=NAME"
         )
     study.set_user_attr("made_of", made_of)
     worker.begin_with(dict(defaults or {}))

@@ -145,9 +145,9 @@ def vision_flops_fit_the_family(subject: Subject) -> None:
 def flops_are_those_of_the_counter(subject: Subject) -> None:
     """Vision and prefill FLOPs equal `torch.utils.flop_counter` under eager attention.
 
-    The counter sees one image encoded at one scale, by a thumbnail backbone at the coarsest one before, then
-    the decoder on a text of as many tokens as the prompt has. Layers of a vision tower whose output is not
-    used may run besides.
+    Counted are the encoding of one image at one scale (for a thumbnail backbone, after its encoding at the
+    coarsest scale), and the decoder on a text of as many tokens as the prompt has. Vision layers whose output
+    is not used may run in addition.
     """
     backbone = subject.backbone
     if not isinstance(backbone, ModelBackbone):

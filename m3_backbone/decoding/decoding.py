@@ -212,9 +212,9 @@ class Decoder:
     ) -> list[Decoded]:
         """Return the answers to the questions of these numbers; by default, to all.
 
-        With `num_tokens`, no token ends an answer before it has that many. `started` stays as it is. `watch`
-        is called with the number of a question and the tokens of its answer so far whenever that grows; it
-        must not change them.
+        With `num_tokens`, no token ends an answer before it has that many. `started` is not changed. `watch`
+        is called with the number of a question and the tokens of its answer so far, whenever the answer
+        grows; it must not change them.
         """
         rows: dict[int, Row] = {}
         for number in range(len(started.rows)) if numbers is None else numbers:
@@ -411,7 +411,7 @@ def append_chosen(rows: Sequence[Row], chosen: Chosen, work: Work) -> list[int]:
 
 
 def renumber(watch: Watch | None, numbers: Mapping[int, int] | Sequence[int]) -> Watch | None:
-    """Return a `watch` for a batch whose question i has the number `numbers[i]` outside it."""
+    """Return a `watch` for a batch, given one for all questions; question i of the batch is `numbers[i]`."""
     if watch is None:
         return None
     return lambda number, token_ids: watch(numbers[number], token_ids)

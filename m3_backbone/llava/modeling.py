@@ -165,7 +165,7 @@ class _MatryoshkaModel:
 class M3LlavaModel(_MatryoshkaModel, LlavaModel):
     """M3 without tiles. `pixel_values` are `[num_images, 3, height, width]`."""
 
-    def encode_resized(self, pixel_values: Tensor) -> Tensor:
+    def encode_shrunk(self, pixel_values: Tensor) -> Tensor:
         """Projected tokens `[num_images, grid * grid, hidden]` of images of any size.
 
         The tower interpolates its position embeddings to the grid of patches.

@@ -3,14 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from m3_backbone.arguments import PositiveInt, checked
-from m3_backbone.images import limit_pixels
+from m3_backbone.images import shrink_and_enlarge
 from m3_backbone.lazy_vision import LazyVision
 from m3_backbone.native.checkpoint import ModelFamily, NativeCheckpoint
 from m3_backbone.views import Panel
@@ -27,8 +27,9 @@ class NativeBackbone(LazyVision):
         checkpoint: folder or hub id.
         scales: ladder of caps, ascending; by default that of the family.
         quantization: settings of a quantisation method, as `quantization_config` of transformers takes them.
-        downsample: whether an image is first shrunk to as many patches of pixels as it has visual tokens at
-            the scale, and enlarged again. It costs as much, and only the pixels have lost information.
+        downsampling: `enlarged`: an image is first shrunk to as many patches of pixels as it has visual
+            tokens at the scale, and enlarged to its former size again. Costs stay the same, and only the
+            pixels have lost information. None: it is encoded as it is.
         arguments: those of `ModelBackbone`.
     """
 
@@ -41,7 +42,7 @@ class NativeBackbone(LazyVision):
         *,
         scales: Sequence[PositiveInt] | None = None,
         quantization: Mapping[str, Any] | None = None,
-        downsample: bool = False,
+        downsampling: Literal["enlarged"] | None = None,
         **arguments: Any,
     ) -> None:
         if not isinstance(checkpoint, NativeCheckpoint):
@@ -49,9 +50,9 @@ class NativeBackbone(LazyVision):
         super().__init__(checkpoint, **arguments)
         self.checkpoint: NativeCheckpoint
         self.quantization = None if quantization is None else dict(quantization)
-        self.downsample = downsample
-        if downsample:
-            self.family = "native"  # a thumbnail has lost other information at every scale
+        self.downsampling = downsampling
+        if downsampling is not None:
+            self.family = "native"  # the thumbnail differs between scales
         ladder = self._default_scales() if scales is None else scales
         if not ladder:
             raise ValueError("scales=[]: give positive numbers of visual tokens")
@@ -70,21 +71,23 @@ class NativeBackbone(LazyVision):
         return self._scales
 
     def saved_arguments(self) -> dict[str, Any]:
-        downsample = {"downsample": True} if self.downsample else {}
-        arguments = {**super().saved_arguments(), "scales": list(self._scales), **downsample}
+        arguments = {**super().saved_arguments(), "scales": list(self._scales), **self._downsampling_setting}
         return arguments if self.quantization is None else {**arguments, "quantization": self.quantization}
 
     def _describe_decoding(self) -> dict[str, Any]:
         quantization = {} if self.quantization is None else {"quantization": self.quantization}
-        downsample = {"downsample": True} if self.downsample else {}
-        settings = {"images": self._describe_images(), **quantization, **downsample}
+        settings = {"images": self._describe_images(), **quantization, **self._downsampling_setting}
         return {**super()._describe_decoding(), **settings}
 
-    def see(self, image: Image.Image, scale: int) -> Image.Image:
-        image = super().see(image, scale)
-        if not self.downsample:
+    @property
+    def _downsampling_setting(self) -> dict[str, str]:
+        return {} if self.downsampling is None else {"downsampling": self.downsampling}
+
+    def prepare_image(self, image: Image.Image, scale: int) -> Image.Image:
+        image = super().prepare_image(image, scale)
+        if self.downsampling is None:
             return image
-        return limit_pixels(image, self.num_visual_tokens(image.size, scale) * self._patch_size**2)
+        return shrink_and_enlarge(image, self.num_visual_tokens(image.size, scale) * self._patch_size**2)
 
     @property
     def _patch_size(self) -> int:
@@ -142,7 +145,7 @@ class NativeBackbone(LazyVision):
     def generate_inputs(
         self, images: Sequence[Image.Image], questions: Sequence[str], scale: int
     ) -> dict[str, Any]:
-        images = [self.see(image, scale) for image in images]
+        images = [self.prepare_image(image, scale) for image in images]
         rows = [
             [*self.system_ids, *self.placeholder_ids(image.size, scale), *self._suffix_ids(question)]
             for image, question in zip(images, questions, strict=True)

@@ -69,7 +69,7 @@ class Gemma4Backbone(NativeBackbone):
         self.check_image(image.size)
         images = self.checkpoint.image_processor
         token_side = images.patch_size * images.pooling_kernel_size
-        return self.view_resized(self.see(image, scale), self.grid(image.size, scale), token_side)
+        return self.view_resized(self.prepare_image(image, scale), self.grid(image.size, scale), token_side)
 
     def check_image(self, image_size: tuple[int, int]) -> None:
         longest_side = max(self.grid(image_size, self.scales[-1]))

@@ -16,7 +16,7 @@ from m3_backbone.lazy_vision import LazyImage
 from m3_backbone.native.checkpoint import ModelFamily
 from m3_backbone.native.tiles import SquareTilesBackbone
 
-# Largest numbers of tiles at the default scales; published models were trained with at most 12.
+# Largest number of tiles at each default scale; published models were trained with at most 12.
 _DEFAULT_TILES = (1, 2, 4, 12)
 
 
@@ -25,13 +25,13 @@ class InternVLBackbone(SquareTilesBackbone):
 
     At the coarsest scale an image is one square tile, the thumbnail. At a finer scale it is stretched to the
     grid of at most `max_patches` tiles whose aspect ratio is closest to its own, and a thumbnail follows the
-    tiles. An image for which one tile is closest is the thumbnail alone, so that scales may coincide. All
-    tiles have the same number t of visual tokens, 256 in published models. Scales are named by the largest
-    number of tokens: t for the thumbnail alone, t (max_patches + 1) from max_patches = 2.
+    tiles. If that grid is a single tile, the image is the thumbnail alone, so that scales may coincide. All
+    tiles have the same number t of visual tokens, 256 in published models. A scale is named by the largest
+    number of tokens of an image: t for the thumbnail alone, t (max_patches + 1) for max_patches >= 2.
 
     The thumbnail is made from the original image, so that it is the same at every scale. It is encoded once:
-    the family is thumbnail, and `run_vision` of a finer scale encodes the other tiles. With `downsample`, it
-    differs between scales, and the family is native.
+    the family is thumbnail, and `run_vision` of a finer scale encodes the other tiles. With
+    `downsampling`, it differs between scales, and the family is native.
 
     Arguments are those of `NativeBackbone`; by default, `scales` are those of 1, 2, 4 and 12 tiles.
 
@@ -102,7 +102,7 @@ class InternVLBackbone(SquareTilesBackbone):
         return (0, 0) if rows * columns == 1 else (rows, columns)
 
     def check_image(self, image_size: tuple[int, int]) -> None:
-        """Nothing to refuse: an image of any size is stretched to tiles."""
+        """Accept every image: any size is stretched to tiles."""
 
     def max_prefix_tokens(self, scale: int) -> int:
         return check_scale(scale, self.scales)

@@ -86,7 +86,9 @@ class QwenVLBackbone(NativeBackbone):
 
     def view_image(self, image: Image.Image, scale: int) -> tuple[Panel, ...]:
         self.check_image(image.size)
-        return self.view_resized(self.see(image, scale), self.grid(image.size, scale), self._token_side)
+        return self.view_resized(
+            self.prepare_image(image, scale), self.grid(image.size, scale), self._token_side
+        )
 
     def check_image(self, image_size: tuple[int, int]) -> None:
         if max(image_size) > _MAX_ASPECT * min(image_size):

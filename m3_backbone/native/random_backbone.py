@@ -18,9 +18,8 @@ from m3_backbone.native.qwen_vl import QwenVLBackbone
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
 from m3_backbone.native.tiles import TiledBackbone
 
-_CLASSES: tuple[type[NativeBackbone], ...] = (
-    *(QwenVLBackbone, Gemma4Backbone, TiledBackbone, InternVLBackbone),
-)
+_CLASSES: tuple[type[NativeBackbone], ...]
+_CLASSES = (QwenVLBackbone, Gemma4Backbone, TiledBackbone, InternVLBackbone)
 
 
 @checked

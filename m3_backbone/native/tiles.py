@@ -26,9 +26,9 @@ _MAX_SPLITS = 6
 
 
 class SquareTilesBackbone(NativeBackbone):
-    """Base class of backbones that split an image into square tiles, and may add a small copy, the thumbnail.
+    """Base class of backbones that split an image into square tiles and add a small copy, the thumbnail.
 
-    All tiles have the same number of visual tokens. The thumbnail is the last one, and the only one of an
+    All tiles have the same number of visual tokens. The thumbnail is the last tile, and the only one of an
     image that is not split.
     """
 
@@ -73,7 +73,7 @@ class SquareTilesBackbone(NativeBackbone):
         self.check_image(image.size)
         rows, columns = self.grid(image.size, scale)
         side = self._tokens_per_side
-        *tiles, thumbnail = map(self._to_picture, self._tile_pixels(self.see(image, scale), scale))
+        *tiles, thumbnail = map(self._to_picture, self._tile_pixels(self.prepare_image(image, scale), scale))
         panels = [Panel(thumbnail, (side, side))]
         if tiles:
             joined = Image.new("RGB", (columns * self._tile, rows * self._tile))

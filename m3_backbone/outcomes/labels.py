@@ -65,10 +65,10 @@ class VisualTokens:
 
 
 class TokenEmbeddings:
-    """The decoder's frozen token embeddings `[vocab, hidden]`.
+    """The decoder's frozen token embeddings `[vocab, hidden]`, loaded on first use.
 
-    Those of large models take up to gigabytes, and few predictors read them: `load` is called when `tensor`
-    is first used.
+    They take up to gigabytes for a large model, and few predictors read them, so `load` is called on the
+    first access to `tensor`.
     """
 
     def __init__(self, hidden_size: int, load: "Callable[[], Tensor]") -> None:
@@ -84,8 +84,8 @@ class TokenEmbeddings:
     def open(cls, path: Path, digest: str) -> Self:
         """Return the embeddings in a file of a label folder.
 
-        Raises ValueError that names the file if its SHA-256 is not `digest` or if it has no embeddings, here
-        and when `tensor` reads it; `tensor` raises it for embeddings that are not finite too.
+        Raises ValueError that names the file if its SHA-256 is not `digest` or if it holds no embeddings.
+        `tensor` checks the digest again, and raises ValueError for embeddings that are not finite too.
         """
         check_content(path, digest)
         with naming(path), safe_open(path, framework="np") as file:
@@ -102,7 +102,7 @@ class TokenEmbeddings:
 
 
 def _return(tensor: "Tensor") -> "Tensor":
-    return tensor  # a function by name, as `Inputs` may be pickled
+    return tensor  # a named function, because `Inputs` may be pickled
 
 
 def _load_embeddings(path: Path, digest: str) -> "Tensor":

@@ -132,7 +132,7 @@ class M3Training(CosineTraining):
         scale_groups: one scale of each group is chosen at random at every step. None: every step uses all
             scales, as in M3.
         resize_images: shrink the images to the grid of the scale instead of pooling (see
-            `m3_backbone.llava.resized`).
+            `m3_backbone.llava.downsampled`).
         learning_rate, weight_decay, num_warmup_steps, matrix_learning_rate: see `CosineTraining`.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
     """
@@ -177,7 +177,7 @@ class M3Training(CosineTraining):
         """Mean negative log-likelihood of the answer tokens at one scale.
 
         `tokens` `[num_tiles, grid * grid, hidden]` come from `encode_images`, or with `resize_images`
-        `[num_images, scale, hidden]` from `encode_resized`.
+        `[num_images, scale, hidden]` from `encode_shrunk`.
         """
         features: Any
         features = list(tokens) if self.resize_images else self.model.pool_images(tokens, scale, image_sizes)
@@ -210,7 +210,7 @@ class M3Training(CosineTraining):
     def encode_at(self, batch: dict[str, Any], scale: int) -> Tensor:
         """Tokens `[num_images, scale, hidden]` of images that are shrunk to the grid of a scale.
 
-        Shrinking normalised pixels differs from shrinking the image, as `ResizedLlavaBackbone` does, by
+        Shrinking normalised pixels differs from shrinking the image, as `DownsampledLlavaBackbone` does, by
         rounding only.
         """
         vision: Any = self.model.config.vision_config
@@ -218,7 +218,7 @@ class M3Training(CosineTraining):
         pixels = batch["pixel_values"]
         if size != pixels.shape[-1]:
             pixels = interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
-        return self.model.model.encode_resized(pixels)
+        return self.model.model.encode_shrunk(pixels)
 
     def loss_of_tokens(self, tokens: Tensor, batch: dict[str, Any], scales: Sequence[int]) -> Tensor:
         """Loss as in `loss`, computed from the output of `encode_images`."""

@@ -35,12 +35,13 @@ from predictor.files import (
     write_json,
 )
 from predictor.folder import CONFIG
+from predictor.moved import find_name
 from predictor.policy.pricing import PRICES, OperatingPoint, PriceList
 
 # Classes of backbones that a folder may name, and their modules. No other class is imported for a folder.
 BACKBONES = {
     "LlavaBackbone": "m3_backbone.llava.backbone",
-    "ResizedLlavaBackbone": "m3_backbone.llava.resized",
+    "DownsampledLlavaBackbone": "m3_backbone.llava.downsampled",
     "PrunedLlavaBackbone": "m3_backbone.llava.pruned",
     "QwenVLBackbone": "m3_backbone.native.qwen_vl",
     "Gemma4Backbone": "m3_backbone.native.gemma4",
@@ -249,7 +250,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     checkpoint = content["backbone_checkpoint"]
     if checkpoint is not None and not (isinstance(checkpoint, str) and _HUB_ID.fullmatch(checkpoint)):
         raise damaged(path, "backbone_checkpoint is not a hub id")
-    backbone_class = content.setdefault("backbone_class", _LLAVA)
+    backbone_class = content.get("backbone_class", _LLAVA)
+    if isinstance(backbone_class, str):
+        backbone_class = find_name(backbone_class)
+    content["backbone_class"] = backbone_class
     if backbone_class not in [f"{module}.{name}" for name, module in BACKBONES.items()]:
         raise FolderError(
             f"{path} names the backbone {shorten(repr(backbone_class), 100)}, which is not one of "

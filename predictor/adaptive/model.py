@@ -195,7 +195,7 @@ class AdaptiveVLM(ModelHubMixin):
         """Answer questions[i] about encoded[i] at the scale of choices[i]; one batch per scale.
 
         Answers at the coarsest scale are decoded from `prefilled`, if the predictor needed it. `watch` is
-        that of `ModelBackbone.answer`, for a backbone from a checkpoint.
+        that of `ModelBackbone.answer`; it needs a `ModelBackbone`.
         """
         scale_of = {i: choice.scale for i, choice in enumerate(choices)}
         answers = self._answer(encoded, questions, scale_of, prefilled, watch)

@@ -139,11 +139,14 @@ class Cascade:
         cost: ArrayLike,
         estimates: ArrayLike | None = None,
         num_prices: int = 128,
+        *,
+        first_cost: ArrayLike | None = None,
     ) -> Self:
         """Find the best cascades on calibration samples; each array is `[num_samples, num_scales]`.
 
         At most `num_prices` cascades on the upper concave hull of (mean cost, mean score) are kept, at
-        log-spaced costs. Raises ValueError for `estimates`, which a cascade does not use.
+        log-spaced costs. Raises ValueError for `estimates`, which a cascade does not use. `first_cost`, which
+        differs from `cost` only for policies with a predictor, is not read.
         """
         if estimates is not None:
             raise ValueError(
@@ -180,11 +183,16 @@ class Cascade:
         )
 
     def escalate(
-        self, confidence: ArrayLike, cost: ArrayLike, estimates: ArrayLike | None = None
+        self,
+        confidence: ArrayLike,
+        cost: ArrayLike,
+        estimates: ArrayLike | None = None,
+        *,
+        first_cost: ArrayLike | None = None,
     ) -> tuple[Columns, Columns]:
         """First and last column tried, each `[num_prices, num_samples]`.
 
-        Only the confidences at scales from the first to the last tried are read.
+        Only `confidence` is read, at scales from the first to the last tried.
         """
         confidences = np.asarray(confidence, dtype=np.float64)
         first = np.repeat(self.start[:, None], len(confidences), axis=1)

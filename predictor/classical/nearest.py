@@ -15,7 +15,7 @@ from predictor.features import Features
 from predictor.files import get_array
 from predictor.policy.front import Floats, policy_value
 
-# Queries per matrix product, and a bound on its rounding relative to the squares of rows and queries.
+# Queries per matrix product; bound on its rounding error, relative to the squared norms of rows and queries.
 _CHUNK, _ROUNDING = 256, 1e-10
 
 
@@ -101,11 +101,12 @@ class NearestNeighbours(ScalePredictor):
 
 
 def find_nearest(rows: np.ndarray, queries: np.ndarray, number: int) -> NDArray[np.int64]:
-    """Indices `[num_queries, number]` of the nearest rows of each query, nearest first, equal ones in order.
+    """Indices `[num_queries, number]` of the rows nearest to each query, nearest first, ties by index.
 
-    `rows` and `queries` are `[..., num_columns]`. A matrix product, whose rounding depends on the batch, only
-    leaves out rows that are farther away than rounding explains; the distances of the others are computed one
-    by one. So the neighbours of a query do not depend on the other queries.
+    `rows` are `[num_rows, num_columns]`, `queries` `[num_queries, num_columns]`. The rounding of a matrix
+    product depends on its batch, so the product only excludes rows that are farther away than any rounding
+    error; the distances of the remaining rows are computed query by query. The neighbours of a query
+    therefore do not depend on the other queries.
     """
     exact_rows, exact_queries = rows.astype(np.float64), queries.astype(np.float64)
     squares = (exact_rows**2).sum(axis=1)

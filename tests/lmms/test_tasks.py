@@ -242,7 +242,7 @@ def evaluations(folders, tmp_path_factory):
     (folder / "request.json").write_text(json.dumps(rows))
     script = Path(__file__).with_name("given_answers.py")
     command = [PYTHON, str(script), str(folder / "request.json"), str(folder / "response.json")]
-    # MathVista's scorer wants a key when it is imported, and asks no judge about these answers.
+    # MathVista's scorer needs a key when it is imported, but asks no judge about these answers.
     environment = {"OPENAI_API_KEY": "none", **os.environ}
     subprocess.run(command, cwd=folders["gqa"].parents[1], env=environment, check=True)
     return json.loads((folder / "response.json").read_text())

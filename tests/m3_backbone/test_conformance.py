@@ -20,8 +20,8 @@ from m3_backbone.backbone import Backbone
 from m3_backbone.conformance import CHECKS, Check, Failed, NotApplicable, Result, Subject, run_checks
 from m3_backbone.conformance.subject import draw_image, select_checks
 from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.downsampled import DownsampledLlavaBackbone
 from m3_backbone.llava.pruned import PrunedLlavaBackbone
-from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.native.random_backbone import open_random_backbone
 from m3_backbone.views import Panel
 from tests.pages import write_blocks
@@ -51,19 +51,21 @@ OPENERS: dict[str, Callable[[], Backbone]] = {
     "tiny_m3": lambda: LlavaBackbone("tiny_m3", dtype="float32", **SHORT),
     "tiled": lambda: LlavaBackbone(FIXTURES / "official_m3/llavanext/checkpoint", scales=[1, 9, 36], **SHORT),
     "queries": lambda: LlavaBackbone(query_checkpoint(), scales=[2, 16, 64], dtype="float32", **SHORT),
-    "resized": lambda: ResizedLlavaBackbone("tiny_m3", dtype="float32", **SHORT),
+    "shrunk": lambda: DownsampledLlavaBackbone("tiny_m3", dtype="float32", **SHORT),
     "qwen3_vl": lambda: open_random("qwen3_vl", 16, 64, 256),
     "qwen2_5_vl": lambda: open_random("qwen2_5_vl", 16, 64, 256),
     # At its finer scales the tower sees up to 10,080 patches: minutes on a CPU.
     "gemma4": lambda: open_random("gemma4", 70, 140),
     "smolvlm": lambda: open_random("smolvlm"),
     "internvl": lambda: open_random("internvl"),
-    "enlarged": lambda: ResizedLlavaBackbone("tiny_m3", enlarge=True, dtype="float32", **SHORT),
+    "enlarged": lambda: DownsampledLlavaBackbone(
+        "tiny_m3", downsampling="enlarged", dtype="float32", **SHORT
+    ),
     "diversity": lambda: PrunedLlavaBackbone("tiny_m3", pruning="diversity", dtype="float32", **SHORT),
     "visionzip": lambda: PrunedLlavaBackbone("tiny_m3", pruning="visionzip", dtype="float32", **SHORT),
 }
 # Ladders of the same weights and code as tiny_m3.
-SLOW = ("resized", "enlarged", "diversity", "visionzip")
+SLOW = ("shrunk", "enlarged", "diversity", "visionzip")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from m3_backbone.conformance.subject import draw_image
 from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.llava.resized import ResizedLlavaBackbone
+from m3_backbone.llava.downsampled import DownsampledLlavaBackbone
 from m3_backbone.native.random_backbone import open_random_backbone
 from m3_backbone.views import Panel, draw_view
 from tests.query_checkpoint import write_query_checkpoint
@@ -43,8 +43,8 @@ def test_pooled_tokens_divide_the_pixels_of_the_tower(scale):
     assert (panel.grid, panel.box) == ((side, side), None)
 
 
-def test_resized_images_shrink_with_the_scale():
-    backbone = ResizedLlavaBackbone("tiny_m3")
+def test_shrunk_images_get_smaller_with_the_scale():
+    backbone = DownsampledLlavaBackbone("tiny_m3")
     panels = [backbone.view_image(WIDE, scale)[0] for scale in backbone.scales]
     assert [panel.image.size for panel in panels] == [(16, 16), (48, 48), (96, 96), (192, 192)]
     assert [panel.num_cells for panel in panels] == [1, 9, 36, 144]

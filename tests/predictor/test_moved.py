@@ -12,7 +12,7 @@ from predictor.classical.boosting import GradientBoosting
 from predictor.classical.question_only import QuestionOnly
 from predictor.features import Features
 from predictor.files import FolderError
-from predictor.moved import MODULES, find_name
+from predictor.moved import CLASSES, MODULES, find_name
 from tests.predictor.synthetic import make_labels
 
 FORMER = {module: former for former, module in MODULES.items()}
@@ -46,3 +46,10 @@ def test_names_of_methods_and_of_other_modules():
     for today in ("predictor.networks.pooled.MLP", "m3_backbone.llava.backbone.LlavaBackbone"):
         assert find_name(today) == today
     assert find_name("m3_backbone.llava.LlavaBackbone") == "m3_backbone.llava.backbone.LlavaBackbone"
+
+
+@pytest.mark.parametrize(("former", "name"), CLASSES.items())
+def test_every_class_is_where_the_table_says(former, name):
+    assert find_name(former) == name
+    module, _, class_name = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), class_name)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.labels.folder import KeptInputs, LabelFolder
 from experiments.labels.held_out import EvaluationLog
 from experiments.labels.latency import Latency
 from experiments.labels.resampled import Part
@@ -25,6 +24,7 @@ from m3_backbone.outcomes.shards import digest_file
 from predictor.adaptive.model import AdaptiveM3
 from predictor.training import AtomicCheckpointIO, find_whole
 from tests.held_out import read_split
+from tests.label_folders import open_label_folder
 from tests.slow.test_kills import JOB, LABELS, finish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -53,20 +53,10 @@ def store(tmp_path_factory):
 
 def rewrite_skipped(labels: Path, content: str) -> None:
     """Skipped samples, of which the pictures of `scenes` have none."""
-    target = open_labels(labels)
+    target = open_label_folder(labels)
     (labels / SKIPPED_FILE).write_text(content, encoding="utf-8")
     target.manifest["files"] |= {SKIPPED_FILE: digest_file(labels / SKIPPED_FILE)}
     target.write_manifest()
-
-
-def open_labels(labels: Path) -> LabelFolder:
-    manifest = read_manifest(labels)
-    scales, feature_scales = (tuple(manifest[key]) for key in ("scales", "feature_scales"))
-    target = LabelFolder(
-        labels, fingerprints=manifest["fingerprints"], scales=scales, kept=KeptInputs(feature_scales)
-    )
-    assert target.open()
-    return target
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -90,7 +80,7 @@ def find_kinds(folder: Path) -> dict[str, Kind]:
     }
     return {
         **{name: (paths, lambda: read_labels(labels)) for name, paths in part_of_labels.items()},
-        "skipped samples": ([labels / SKIPPED_FILE], lambda: open_labels(labels).read_skipped()),
+        "skipped samples": ([labels / SKIPPED_FILE], lambda: open_label_folder(labels).read_skipped()),
         "predictor": (list_files(trained), lambda: read_predictor(trained, labels)),
         "timings": ([timings], lambda: read_timings(timings)),
         "records": ([records, *list_files(records.with_suffix(".images"))], lambda: read_records(records)),

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from experiments.bench.gpu_check.parts import NotHere, Values
+from experiments.bench.gpu_check.parts import Unavailable, Values
 from experiments.parity.deviations import EXACT
 from experiments.parity.recording import EXPECTED, compare_model
 from m3_backbone.backbone import Answer
 from m3_backbone.conformance import CHECKS, Subject, run_checks
 from m3_backbone.conformance.subject import QUESTIONS, SIZES, draw_image
 from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.llava.resized import ResizedLlavaBackbone
+from m3_backbone.llava.downsampled import DownsampledLlavaBackbone
 from m3_backbone.model_backbone import ModelBackbone
 from m3_backbone.native.random_backbone import open_random_backbone
 from m3_backbone.outcomes.shards import digest_file
@@ -37,7 +37,7 @@ def list_families() -> dict[str, Opener]:
     """Return functions that open a small backbone of each family, given `device` and `dtype`."""
     families: dict[str, Opener] = {
         "m3": partial(LlavaBackbone, "tiny_m3", max_new_tokens=MAX_NEW_TOKENS),
-        "m3_resized": partial(ResizedLlavaBackbone, "tiny_m3", max_new_tokens=MAX_NEW_TOKENS),
+        "m3_shrunk": partial(DownsampledLlavaBackbone, "tiny_m3", max_new_tokens=MAX_NEW_TOKENS),
     }
     for name in _NATIVE:
         families[name] = partial(
@@ -109,13 +109,13 @@ def digest_recordings(folders: Sequence[Path]) -> str:
 
 
 def compare_with_recordings(folders: Sequence[Path], device: str, dtype: str) -> Values:
-    """Compare checkpoints on `device` in `dtype` with what the authors' code computed, as `parity fixture=`.
+    """Compare checkpoints on `device` in `dtype` with values of the authors' code, as `parity fixture=` does.
 
-    Everything has to agree in float32. Differences in bfloat16 are measured only, as the recordings, which
-    are in float32, do not tell how large they may be.
+    All values have to agree in float32. In bfloat16 the differences are only measured: the recordings are in
+    float32, so they imply no bound.
     """
     if not folders:
-        raise NotHere("no recordings=DIR was given: a clone has them in tests/fixtures/official_m3")
+        raise Unavailable("no recordings=DIR was given: a clone has them in tests/fixtures/official_m3")
     by_folder: dict[str, Values] = {}
     for folder in folders:
         deviations = list(compare_model(folder, device=device, dtype=dtype))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from experiments.bench.gpu_check.parts import NotHere, Values
+from experiments.bench.gpu_check.parts import Unavailable, Values
 from experiments.labels.machine import time_call
 from m3_backbone.decoding.packing import PackedSegments, Segment
 
@@ -88,7 +88,7 @@ def prepare_varlen(inputs: PackedInputs) -> Callable[[], Tensor]:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
-        raise NotHere("this version of PyTorch has no variable-length attention") from error
+        raise Unavailable("this version of PyTorch has no variable-length attention") from error
     lengths = torch.tensor([0, *(segment.length for segment in inputs.segments)], device=inputs.image.device)
     ends = lengths.cumsum(0).int()
     longest = max(segment.length for segment in inputs.segments)
@@ -114,7 +114,7 @@ def compare_attention(inputs: PackedInputs, attend: Callable[[], Tensor], *, is_
         "agrees": difference <= allowed,
         "largest_difference": difference,
         "allowed_difference": allowed,
-        "times_as_fast": "not here, because FlexAttention is compiled for GPUs only",
+        "times_as_fast": "unavailable, because FlexAttention is compiled for GPUs only",
     }
     if is_timed:
         pairs = [

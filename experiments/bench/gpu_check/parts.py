@@ -18,11 +18,13 @@ from m3_backbone.outcomes.shards import write_text
 
 FORMAT = 1
 MAX_REASON = 400
-Status = Literal["agrees", "differs", "measured", "failed", "not here"]
+Status = Literal["agrees", "differs", "measured", "failed", "unavailable"]
+# Parts with another status run again.
+FINISHED: tuple[Status, ...] = ("agrees", "differs", "measured")
 Values = dict[str, Any]
 
 
-class NotHere(Exception):
+class Unavailable(Exception):
     """A part cannot run on this device: one clause with the reason."""
 
 
@@ -41,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PartResult:
-    """Result of a part; `reason` says why a part failed, or why it is not here."""
+    """Result of a part; `reason` says why a part failed, or why it is unavailable."""
 
     step: str
     name: str
@@ -65,8 +67,8 @@ def run_part(part: Part) -> PartResult:
         values = part.run()
         agrees = values.pop("agrees", None)
         status = "measured" if agrees is None else "agrees" if agrees else "differs"
-    except NotHere as missing:
-        status, reason = "not here", str(missing)
+    except Unavailable as missing:
+        status, reason = "unavailable", str(missing)
     except Exception as error:  # a kernel may raise errors of any type
         message = " ".join(str(error).split())[:MAX_REASON]
         status, reason = "failed", f"it raised {type(error).__name__}: {message}"
@@ -79,7 +81,7 @@ def run_parts(
 ) -> list[PartResult]:
     """Run the parts that `path` does not have yet, and save all results to it after each part.
 
-    Parts that failed or were not here run again. If the GPU stops working, the remaining parts fail.
+    Parts that failed or were unavailable run again. If the GPU stops working, the remaining parts fail.
     Raises ValueError for a damaged file, and for results of another `identity`, unless `overwrite`.
     """
     saved = {} if overwrite else _read(path, identity)
@@ -88,7 +90,7 @@ def run_parts(
     is_broken = False
     with show_progress("gpu-check", total=len(parts), unit="parts") as bar:
         for part in parts:
-            is_finished = part.key in saved and saved[part.key].status not in ("failed", "not here")
+            is_finished = part.key in saved and saved[part.key].status in FINISHED
             if is_broken and not is_finished:
                 reason = "the GPU stopped working in an earlier part: run the command again"
                 results[part.key] = PartResult(part.step, part.name, "failed", reason)

@@ -25,7 +25,7 @@ from experiments.bench.gpu_check.attention import (
     prepare_flex,
     prepare_varlen,
 )
-from experiments.bench.gpu_check.parts import NotHere, Part, Values
+from experiments.bench.gpu_check.parts import Part, Unavailable, Values
 from experiments.labels.machine import describe_machine, time_call
 from experiments.tasks.base import Task
 from m3_backbone.llava.random_llava import RandomLlavaBackbone
@@ -77,7 +77,7 @@ def measure_device(device: str) -> Values:
     place = torch.device(device)
     values: Values = {"device": describe_machine()}
     if device == "cpu":
-        values["memory_gib"] = "not here, because the device is a CPU"
+        values["memory_gib"] = "unavailable, because the device is a CPU"
     else:
         values["memory_gib"] = torch.cuda.get_device_properties(place).total_memory / GIB
     values["threads"] = torch.get_num_threads()
@@ -104,7 +104,7 @@ class SpeedBench:
     @cached_property
     def backbone(self) -> RandomLlavaBackbone:
         if not self.is_small and (free := torch.cuda.mem_get_info()[0] / GIB) < NEEDED_GIB:
-            raise NotHere(f"7B shapes need about {NEEDED_GIB} GiB of memory and {free:.0f} GiB are free")
+            raise Unavailable(f"7B shapes need about {NEEDED_GIB} GiB of memory and {free:.0f} GiB are free")
         return self._open(NUM_TOKENS)
 
     @cached_property
@@ -167,9 +167,9 @@ class SpeedBench:
         """Compare an attention kernel with the engine's at the shapes of this size."""
         is_gpu = self.device != "cpu"
         if kind == "varlen" and not is_gpu:
-            raise NotHere("variable-length attention of PyTorch runs on GPUs only")
+            raise Unavailable("variable-length attention of PyTorch runs on GPUs only")
         if kind == "varlen" and num_questions > 1:
-            raise NotHere("several questions about an image need a mask, which these kernels do not take")
+            raise Unavailable("several questions about an image need a mask, which these kernels do not take")
         inputs = PackedInputs.draw(
             num_images=4 if self.is_small else 32,
             num_questions=num_questions,
@@ -185,7 +185,7 @@ class SpeedBench:
 def _divide_rest(milliseconds: float, batch_size: int) -> float | str:
     """Return the time per step after the first token, given the difference of times per answer."""
     if milliseconds <= 0:
-        return "not here, because answers of one token took as long: other load on the machine"
+        return "unavailable, because answers of one token took as long: other load on the machine"
     return milliseconds * batch_size / (NUM_TOKENS - 1)
 
 
@@ -208,7 +208,7 @@ def list_parts(
         for name, opener in families.items():
             parts.append(Part("parity", f"{name}, {dtype}", partial(compare_with_cpu, opener, device, dtype)))
     for dtype in ("float32", "bfloat16"):
-        # Other recordings are another part, so that results of these are not kept for them.
+        # The digest is part of the name, so that results for other recordings are not reused.
         name = f"{dtype}, {digest_recordings(recorded)}" if recorded else dtype
         parts.append(Part("recordings", name, partial(compare_with_recordings, recorded, device, dtype)))
     for name, opener in families.items():

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from m3_backbone.backbone import Answer, Backbone
-from m3_backbone.ladder import coinciding_scales, find_coarsest
+from m3_backbone.ladder import coinciding_scales, distinct_scales, find_coarsest
 from m3_backbone.outcomes.labels import Inputs
 from predictor.adaptive.inputs import choose_scales, list_choices
 from predictor.adaptive.model import AdaptiveAnswer, AdaptiveVLM
@@ -86,7 +86,7 @@ def try_scales(model: AdaptiveVLM, image: Image.Image, question: str) -> Trial:
     predictor_milliseconds = (perf_counter() - start) * 1000
     timed = {
         scale: _time_answer(backbone, image, question, scale)
-        for scale in dict.fromkeys(coinciding_scales(backbone, image.size).values())
+        for scale in distinct_scales(backbone, image.size)
     }
     answers = [
         ScaleAnswer(

@@ -56,7 +56,7 @@ class TaskServer:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings, self.name = settings, str(settings["name"])
         if settings["judge_free"]:
-            # Some scorers make the client of a judge when they are imported, and it wants a key.
+            # Some scorers create the client of a judge when they are imported, which requires a key.
             os.environ.setdefault("OPENAI_API_KEY", "none")
         self.task = load_task(settings)
         check_output(self.task.OUTPUT_TYPE)
@@ -448,7 +448,8 @@ def watch_connections() -> list[str]:
     socket.socket.connect = lambda self, address: refuse(address)  # type: ignore[method-assign]
     socket.socket.connect_ex = lambda self, address: refuse(address)  # type: ignore[method-assign]
     socket.getaddrinfo = lambda host, *_, **__: refuse(host)
-    # lmms-eval's judges retry for long, or have no key and do not connect, and scorers go on with a guess.
+    # A judge without a key never connects, and others retry for a long time; scorers then guess a score.
+    # Every call of a judge is therefore refused itself.
     judge_module = sys.modules.get("lmms_eval.llm_judge.base")
     pending = [] if judge_module is None else [judge_module.ServerInterface]
     while pending:

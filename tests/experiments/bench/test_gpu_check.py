@@ -12,7 +12,7 @@ from experiments import gpu_check
 from experiments.bench.gpu_check import agreement
 from experiments.bench.gpu_check.agreement import compare_with_recordings, find_recordings
 from experiments.bench.gpu_check.attention import PackedInputs, attend_packed, compare_attention, prepare_flex
-from experiments.bench.gpu_check.parts import NotHere, Part, run_parts, select_parts
+from experiments.bench.gpu_check.parts import Part, Unavailable, run_parts, select_parts
 from experiments.parity.deviations import EXACT, NUMBER, Deviation
 from experiments.reporting.gpu_check import summarize, tabulate
 from tests.paths import FIXTURES
@@ -39,7 +39,7 @@ def test_command_writes_page_and_results(call, capsys, tmp_path):
     outcomes = {(part["step"], part["name"]): part for part in parts}
     assert outcomes["parity", "m3, float32"]["values"]["same_answers"] == 4
     assert outcomes["parity", "m3, float32"]["values"]["largest_difference"] == 0
-    assert outcomes["attention", "varlen, 1 question an image"]["status"] == "not here"
+    assert outcomes["attention", "varlen, 1 question an image"]["status"] == "unavailable"
     assert outcomes["labelling", "1 question an image"]["values"]["questions_per_second"] > 0
     page = (tmp_path / "out/gpu_check.html").read_text()
     assert "runs on GPUs only" in page and "<script" not in page
@@ -48,7 +48,7 @@ def test_command_writes_page_and_results(call, capsys, tmp_path):
 
 def test_recordings_of_the_authors_code_have_to_agree_in_float32(monkeypatch):
     """What `compare_model` computes is tested with `tokenscale parity`."""
-    with pytest.raises(NotHere, match="no recordings=DIR was given"):
+    with pytest.raises(Unavailable, match="no recordings=DIR was given"):
         compare_with_recordings([], "cpu", "float32")
     with pytest.raises(ValueError, match=r"recordings=.*scoring.*no folder in it has expected\.json"):
         find_recordings(FIXTURES / "scoring.json")
@@ -124,10 +124,10 @@ def test_flex_attention_sees_what_the_engine_sees():
 
 def test_missing_parts_say_why(tmp_path):
     def run():
-        raise NotHere("there is no GPU")
+        raise Unavailable("there is no GPU")
 
     (result,) = run_parts([Part("attention", "varlen", run)], tmp_path / "a.json", IDENTITY, overwrite=False)
-    assert summarize([result]) == "1 not here"
-    assert tabulate("attention", [result]).rows == (("varlen", "not here", "there is no GPU"),)
+    assert summarize([result]) == "1 unavailable"
+    assert tabulate("attention", [result]).rows == (("varlen", "unavailable", "there is no GPU"),)
     with pytest.raises(ValueError, match=r"steps=\[x\]"):
         select_parts([Part("attention", "varlen", run)], ["x"])

@@ -18,11 +18,11 @@ from tests.experiments.evaluation.synthetic import estimate_outcomes, make_outco
 class ThresholdCascade:
     """Goes on to the next scale while the answer's confidence is below a threshold."""
 
-    def __init__(self, confidence, score, cost, estimates, num_prices):
+    def __init__(self, confidence, score, cost, estimates, num_prices, first_cost=None):
         self.price = np.linspace(0, 1, num_prices)
         self.fitted_on = len(confidence)
 
-    def escalate(self, confidence, cost, estimates):
+    def escalate(self, confidence, cost, estimates, first_cost=None):
         start = np.zeros(len(confidence), int) if estimates is None else (estimates > 0.6).argmax(axis=1)
         stops = []
         for price in self.price:

@@ -74,5 +74,5 @@ def test_what_costs_no_less_is_not_inferior_to_itself():
 def test_benchmark_runs():
     sizes = {"num_images": 40, "questions_per_image": 3, "num_scales": 3, "num_prices": 20}
     found = measure(**sizes, num_resamples=5, num_budgets=7, seed=0)
-    assert found["num_samples"] == 120 and found["num_figures"] > 100
+    assert found["num_samples"] == 120 and found["num_metrics"] > 100
     assert all(points <= 20 for points in found["num_points"].values())

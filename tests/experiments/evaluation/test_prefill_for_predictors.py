@@ -62,7 +62,7 @@ def test_a_scale_that_coincides_with_the_coarsest_uses_its_prefill():
 
 
 def test_cascades_decide_by_what_a_scale_adds():
-    """A started prefill counts at every scale where a path may start, and behind that at none."""
+    """The prefill for the predictor counts where a path starts, and not at the scales after it."""
     table = of_family("pooled", vision=(5, 5, 5))
     samples = ScoredSamples.of(table, count_flops({}, **GATE), "gate")
     assert samples.cost.tolist() == [[5 + 1, 5 + 9 + 1, 5 + 36 + 1]]

@@ -1,4 +1,4 @@
-"""Labels of learned queries, resized images and pruned tokens, and predictors in front of them."""
+"""Labels of learned queries, shrunk images and pruned tokens, and predictors in front of them."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from experiments.labels.blocks import Block, ImageQuestions
 from experiments.labels.folder import KeptInputs
 from experiments.tasks.base import Sample
 from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.downsampled import DownsampledLlavaBackbone
 from m3_backbone.llava.pruned import PrunedLlavaBackbone
-from m3_backbone.llava.resized import ResizedLlavaBackbone
 from predictor.adaptive.inputs import make_inputs
 from predictor.adaptive.model import AdaptiveM3
 from predictor.classical.question_only import QuestionOnly
@@ -29,8 +29,8 @@ def queries(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def resized():
-    return ResizedLlavaBackbone("tiny_m3", dtype="float32", device="cpu", max_new_tokens=3)
+def shrunk():
+    return DownsampledLlavaBackbone("tiny_m3", dtype="float32", device="cpu", max_new_tokens=3)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,12 @@ def pruned():
 
 @pytest.fixture(scope="module")
 def enlarged():
-    return ResizedLlavaBackbone("tiny_m3", dtype="float32", device="cpu", max_new_tokens=3, enlarge=True)
+    return DownsampledLlavaBackbone(
+        "tiny_m3", dtype="float32", device="cpu", max_new_tokens=3, downsampling="enlarged"
+    )
 
 
-@pytest.fixture(params=["queries", "resized", "pruned"])
+@pytest.fixture(params=["queries", "shrunk", "pruned"])
 def backbone(request):
     return request.getfixturevalue(request.param)
 
@@ -112,18 +114,18 @@ def test_a_predictor_chooses_the_scale(backbone, pictures):
         assert result.answer.token_ids == alone.token_ids
 
 
-def test_a_coarse_answer_runs_no_fine_vision_pass(resized, pictures, monkeypatch):
+def test_a_coarse_answer_runs_no_fine_vision_pass(shrunk, pictures, monkeypatch):
     sides = []
-    inner = resized.model.model
-    encode = inner.encode_resized
+    inner = shrunk.model.model
+    encode = inner.encode_shrunk
 
     def record(pixels):
         sides.append(pixels.shape[-1])
         return encode(pixels)
 
-    monkeypatch.setattr(inner, "encode_resized", record)
-    make_model(resized, pictures).answer(list(pictures.values()), [QUESTIONS[0]] * 2)
-    assert set(sides) == {resized.processor.images.patch_size}
+    monkeypatch.setattr(inner, "encode_shrunk", record)
+    make_model(shrunk, pictures).answer(list(pictures.values()), [QUESTIONS[0]] * 2)
+    assert set(sides) == {shrunk.processor.images.patch_size}
 
 
 @pytest.mark.parametrize("name", ["queries", "pruned", "enlarged"])

@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from experiments.labels.folder import KeptInputs, LabelFolder
 from experiments.labels.labelling import label
 from experiments.training.trained import identify_labels
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.outcomes.manifest import OLD_SKIPPED_FILE, SKIPPED_FILE, find_shard, read_manifest
 from m3_backbone.outcomes.shards import digest_file, read_header, write_shard
 from tests.experiments.tasks.question_files import make_task
+from tests.label_folders import open_label_folder
 from tests.paths import FIXTURES
 
 CHECKPOINT = FIXTURES / "official_m3" / "llava15" / "checkpoint"
@@ -114,11 +114,11 @@ def test_a_changed_list_of_skipped_samples_is_refused_by_name_and_made_again(tas
     whole = path.read_bytes()
     path.write_bytes(whole.replace(MISSING.encode(), MISSING.encode()[::-1]))
     assert path.read_bytes() != whole
-    target = open_folder(folder)
+    target = open_label_folder(folder)
     with pytest.raises(ValueError, match=r"skipped.jsonl does not have the digest that the manifest gives"):
         target.read_skipped()
     assert run(task, backbone, folder) == summary
-    assert path.read_bytes() == whole and open_folder(folder).read_skipped()
+    assert path.read_bytes() == whole and open_label_folder(folder).read_skipped()
 
 
 def test_a_folder_with_the_former_names_is_read_and_completed(task, backbone, tmp_path):
@@ -137,7 +137,7 @@ def test_a_folder_with_the_former_names_is_read_and_completed(task, backbone, tm
 
 def use_former_names(folder: Path) -> None:
     """Give the skipped samples the file name and the key in shards that tokenscale 0.1 wrote."""
-    target = open_folder(folder)
+    target = open_label_folder(folder)
     (folder / SKIPPED_FILE).rename(folder / OLD_SKIPPED_FILE)
     target.manifest["files"][OLD_SKIPPED_FILE] = target.manifest["files"].pop(SKIPPED_FILE)
     for name, shard in target.manifest["shards"].items():
@@ -147,13 +147,3 @@ def use_former_names(folder: Path) -> None:
         write_shard(path, pq.read_table(path), header)
         shard["outcomes"] = digest_file(path)
     target.write_manifest()
-
-
-def open_folder(path):
-    manifest = read_manifest(path)
-    scales, feature_scales = (tuple(manifest[key]) for key in ("scales", "feature_scales"))
-    target = LabelFolder(
-        path, fingerprints=manifest["fingerprints"], scales=scales, kept=KeptInputs(feature_scales)
-    )
-    target.open()
-    return target

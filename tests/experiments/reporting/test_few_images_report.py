@@ -136,7 +136,7 @@ def test_a_choice_that_is_always_the_best_scale_is_said_to_be_that():
     change, _ = CASES["all right"]
     assert write_default(compare_constant(change(CALIBRATION), change(TEST))) == (
         "At its default price constant always uses scale 1, the best on calibration, which spends "
-        "1 visual token a question and scores 100.0%."
+        "1 visual token per question and scores 100.0%."
     )
 
 

@@ -1,4 +1,4 @@
-"""Pieces of a streamed answer are together the whole answer, and none is taken back."""
+"""The pieces of a streamed answer add up to the whole answer, and no piece is withdrawn."""
 
 import numpy as np
 import pytest
@@ -67,14 +67,14 @@ def test_streamed_answers_equal_whole_ones(kind):
             assert last.usage == whole.usage and all(chunk.usage is None for chunk in chunks)
 
 
-def test_tokens_are_told_as_they_are_decoded():
+def test_watch_is_called_for_every_decoded_token():
     backbone = open_random_backbone(model_type="qwen3_vl", name="model", device="cpu", max_new_tokens=5)
     encoded = backbone.encode(draw_noise([(96, 128), (128, 96), (64, 64)]))
     questions = ["a?", "b?", "c?"]
-    told: dict[int, list[list[int]]] = {number: [] for number in range(3)}
+    watched: dict[int, list[list[int]]] = {number: [] for number in range(3)}
     answers = backbone.answer(
-        encoded, questions, backbone.scales[0], watch=lambda i, ids: told[i].append(list(ids))
+        encoded, questions, backbone.scales[0], watch=lambda i, ids: watched[i].append(list(ids))
     )
     for number, answer in enumerate(answers):
-        assert told[number] == [answer.token_ids[:end] for end in np.arange(1, len(answer.token_ids) + 1)]
+        assert watched[number] == [answer.token_ids[:end] for end in np.arange(1, len(answer.token_ids) + 1)]
     assert answers == backbone.answer(encoded, questions, backbone.scales[0])

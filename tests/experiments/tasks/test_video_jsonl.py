@@ -200,7 +200,7 @@ def test_more_frames_or_more_tokens_a_frame_are_one_comparison(tmp_path, monkeyp
     assert "report: " in capsys.readouterr().out
     with (tmp_path / "run" / "tables" / "frames.csv").open(newline="") as file:
         (_, *header), *lines = csv.reader(file)
-    assert header == ["frames", "tokens", "tokens a frame", "score"]
+    assert header == ["frames", "tokens", "tokens per frame", "score"]
     assert [line[:4] for line in lines[3:5]] == [
         ["tiny_m3/frames_1, scale 144", "1", "144", "144"],
         ["tiny_m3/frames_4, scale 1", "4", "1", "0.25"],

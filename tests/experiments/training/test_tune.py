@@ -157,11 +157,11 @@ def test_what_the_configuration_says_is_tried_first(run_search):
 
 def test_other_labels_are_refused(run_search):
     run_search(num_trials=1)
-    with pytest.raises(ValueError, match="begun with other seed"):
+    with pytest.raises(ValueError, match="started with other seed"):
         run_search(num_trials=2, seed=1)
     with pytest.raises(ValueError, match="other objectives"):
         run_search(num_trials=2, objectives=["recovered", "flops"])
-    with pytest.raises(ValueError, match="begun with other predictor"):
+    with pytest.raises(ValueError, match="started with other predictor"):
         run_search(num_trials=2, around={"max_words": 3})
 
 

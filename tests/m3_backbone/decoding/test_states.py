@@ -10,7 +10,7 @@ from PIL import Image
 from m3_backbone.backbone import Answer
 from m3_backbone.decoding.decoding import DecoderState
 from m3_backbone.llava.backbone import LlavaBackbone
-from m3_backbone.llava.resized import ResizedLlavaBackbone
+from m3_backbone.llava.downsampled import DownsampledLlavaBackbone
 from m3_backbone.native.gemma4 import Gemma4Backbone
 from m3_backbone.native.internvl import InternVLBackbone
 from m3_backbone.native.qwen_vl import QwenVLBackbone
@@ -30,8 +30,8 @@ def open_backbone(family, folder):
         return LlavaBackbone(write_query_checkpoint(folder / "mqt"), **SETTINGS)
     if family in ("llava15", "llavanext"):
         return LlavaBackbone(OFFICIAL / family / "checkpoint", **SETTINGS)
-    if family == "resized":
-        return ResizedLlavaBackbone("tiny_m3", **SETTINGS)
+    if family == "shrunk":
+        return DownsampledLlavaBackbone("tiny_m3", **SETTINGS)
     if family.startswith("gemma4"):
         like = family.removeprefix("gemma4_")
         return Gemma4Backbone(
@@ -45,7 +45,7 @@ def open_backbone(family, folder):
 
 
 FAMILIES = (
-    *("llava15", "llavanext", "mqt_llava", "resized", "smolvlm", "internvl", "qwen2_5_vl", "qwen3_vl"),
+    *("llava15", "llavanext", "mqt_llava", "shrunk", "smolvlm", "internvl", "qwen2_5_vl", "qwen3_vl"),
     *("gemma4_e2b", "gemma4_31b"),
 )
 
@@ -89,7 +89,7 @@ def test_states_are_those_of_transformers_and_cost_no_further_pass(backbone, ima
     assert read_ids(prefilled.answer([3, 2, 1, 0])) == read_ids(plain[::-1])
     assert work.prefix_tokens == whole.prefix_tokens and work.question_tokens == whole.question_tokens
 
-    # An answer of a given length begins with the answer, and goes on where that ends.
+    # An answer of a given length begins with the usual answer, and continues after its end.
     prefilled = backbone.prefill(*asked, scale)
     long = prefilled.answer([1, 3], num_tokens=9)
     for index, answer in zip((1, 3), long, strict=True):

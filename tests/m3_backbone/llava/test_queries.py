@@ -12,8 +12,8 @@ from transformers import CLIPVisionModel
 
 from m3_backbone.ladder import coinciding_scales
 from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.llava.downsampled import DownsampledLlavaBackbone
 from m3_backbone.llava.queries import QueryTransformer, describe_queries, query_scales
-from m3_backbone.llava.resized import ResizedLlavaBackbone
 from m3_backbone.loading.checkpoint import Checkpoint, load_m3
 from tests.paths import FIXTURES
 from tests.query_checkpoint import GROUPED, PREFIX, write_query_checkpoint
@@ -235,6 +235,6 @@ def test_it_survives_saving_in_our_own_layout(backbone, images, tmp_path):
             Checkpoint.open(tmp_path)
 
 
-def test_it_cannot_be_resized(folder):
+def test_its_images_cannot_be_shrunk(folder):
     with pytest.raises(ValueError, match="tiles or learned queries"):
-        ResizedLlavaBackbone(folder)
+        DownsampledLlavaBackbone(folder)

@@ -1,8 +1,11 @@
 """What tests of native backbones share: pictures, `generate` of transformers, counted vision passes."""
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def draw_noise(sizes):
@@ -51,3 +54,24 @@ def score_reference(backbone, inputs, reference):
             inputs[name] = torch.cat([inputs[name], more], dim=1)
     log_probs = backbone.model(**inputs).logits[0, length - 1 : -1].log_softmax(-1)
     return -log_probs[range(len(reference)), reference].mean().item()
+
+
+@torch.no_grad()
+def check_flops(backbone, inputs, image_size, question, scale):
+    """Vision and prefill FLOPs of a backbone are those that PyTorch counts for `inputs` of the model."""
+    with FlopCounterMode(display=False) as whole:
+        backbone.model(**inputs, logits_to_keep=1)
+    with FlopCounterMode(display=False) as vision:
+        backbone.model.get_image_features(inputs["pixel_values"])
+    assert vision.get_total_flops() == backbone.vision_flops(image_size, scale)
+    prefill = whole.get_total_flops() - vision.get_total_flops()
+    assert prefill == backbone.prefill_flops(image_size, question, scale)
+
+
+def downsample_by_hand(image, num_tokens, patch_size):
+    """The image shrunk by Pillow to `num_tokens` patches of pixels and enlarged; a smaller one as it is."""
+    share = num_tokens * patch_size**2 / math.prod(image.size)
+    if share >= 1:
+        return image
+    small = [round(side * share**0.5) for side in image.size]
+    return image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)

@@ -1,15 +1,13 @@
 """Images that are shrunk and enlarged before they are encoded: equal to the backbone on Pillow's images."""
 
-import math
-
 import pytest
 import torch
 from PIL import Image
 
 from experiments.serving.adapters import ImageArguments
-from m3_backbone.images import limit_pixels
+from m3_backbone.images import shrink_and_enlarge
 from m3_backbone.native.random_backbone import open_random_backbone
-from tests.m3_backbone.native.reference import draw_noise
+from tests.m3_backbone.native.reference import downsample_by_hand, draw_noise
 
 QUESTIONS = ("What color is the square?", "How many circles are there?")
 SCALES = {"qwen3_vl": (16, 64), "gemma4": (70, 140), "smolvlm": (4, 68), "internvl": (4, 12, 52)}
@@ -21,17 +19,9 @@ def open_backbone(model_type, **arguments):
     return open_random_backbone(model_type=model_type, name=model_type, **settings)
 
 
-def shrink_and_enlarge(image, num_tokens, patch_size):
-    share = num_tokens * patch_size**2 / math.prod(image.size)
-    if share >= 1:
-        return image
-    small = [round(side * share**0.5) for side in image.size]
-    return image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
-
-
 @pytest.mark.parametrize("model_type", SCALES)
 def test_a_downsampled_image_is_encoded_as_usual(model_type):
-    plain, downsampled = open_backbone(model_type), open_backbone(model_type, downsample=True)
+    plain, downsampled = open_backbone(model_type), open_backbone(model_type, downsampling="enlarged")
     images = draw_noise(((640, 480), (90, 150), (40, 40)))
     encoded = downsampled.encode(images)
     assert downsampled.family == "native"
@@ -42,7 +32,7 @@ def test_a_downsampled_image_is_encoded_as_usual(model_type):
             num_tokens = plain.num_visual_tokens(image.size, scale)
             assert downsampled.num_visual_tokens(image.size, scale) == num_tokens
             assert downsampled.vision_flops(image.size, scale) == plain.vision_flops(image.size, scale)
-            small.append(shrink_and_enlarge(image, num_tokens, PATCH_SIZES[model_type]))
+            small.append(downsample_by_hand(image, num_tokens, PATCH_SIZES[model_type]))
             num_changed += small[-1] is not image
         expected = plain.answer(plain.encode(small), QUESTIONS[:1] * len(images), scale)
         answers = downsampled.answer(encoded, QUESTIONS[:1] * len(images), scale)
@@ -57,16 +47,18 @@ def test_a_downsampled_image_is_encoded_as_usual(model_type):
         ]
         assert all(torch.equal(inputs[0][name], inputs[1][name]) for name in inputs[0])
     assert num_changed
-    assert downsampled.saved_arguments() == {**plain.saved_arguments(), "downsample": True}
+    assert downsampled.saved_arguments() == {**plain.saved_arguments(), "downsampling": "enlarged"}
     assert downsampled.fingerprints["decoding"] != plain.fingerprints["decoding"]
-    with pytest.raises(ValueError, match=f"^{model_type} shrinks images itself, .* downsample=false"):
+    with pytest.raises(
+        ValueError, match=f"^{model_type} shrinks images itself, .* leave out backbone.downsampling"
+    ):
         ImageArguments().check_backbone(downsampled)
 
 
-def test_pixels_are_limited():
+def test_an_image_keeps_its_size_and_loses_pixels():
     (image,) = draw_noise(((200, 50),))
-    assert limit_pixels(image, 200 * 50) is image
+    assert shrink_and_enlarge(image, 200 * 50) is image
     small = image.resize((20, 5), Image.Resampling.BICUBIC)
     expected = small.resize((200, 50), Image.Resampling.BICUBIC)
-    assert limit_pixels(image, 100).tobytes() == expected.tobytes()
-    assert limit_pixels(image, 1).size == (200, 50)
+    assert shrink_and_enlarge(image, 100).tobytes() == expected.tobytes()
+    assert shrink_and_enlarge(image, 1).size == (200, 50)

@@ -22,7 +22,13 @@ from m3_backbone.ladder import coinciding_scales
 from m3_backbone.native.checkpoint import NativeCheckpoint
 from m3_backbone.native.internvl import InternVLBackbone
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
-from tests.m3_backbone.native.reference import draw_noise, generate_greedily, make_prompt, score_reference
+from tests.m3_backbone.native.reference import (
+    check_flops,
+    draw_noise,
+    generate_greedily,
+    make_prompt,
+    score_reference,
+)
 from tests.paths import ROOT
 
 SIZES = ((64, 48), (40, 120), (90, 80), (30, 1), (7, 7))
@@ -169,14 +175,8 @@ def test_flops_equal_those_counted(folder):
         coarsest = backbone.vision_flops(image.size, 4)
         for scale in backbone.scales:
             inputs = inputs_of(backbone, image, QUESTIONS[0], scale)
-            with torch.no_grad(), FlopCounterMode(display=False) as whole:
-                backbone.model(**inputs, logits_to_keep=1)
-            with torch.no_grad(), FlopCounterMode(display=False) as vision:
-                backbone.model.get_image_features(inputs["pixel_values"])
-            assert vision.get_total_flops() == backbone.vision_flops(image.size, scale)
-            prefill = whole.get_total_flops() - vision.get_total_flops()
-            assert prefill == backbone.prefill_flops(image.size, QUESTIONS[0], scale)
-            # Behind the thumbnail, a finer scale costs its other tiles.
+            check_flops(backbone, inputs, image.size, QUESTIONS[0], scale)
+            # Once the thumbnail is encoded, a finer scale costs only its other tiles.
             encoded = backbone.encode([image])
             backbone.encode_at(encoded, 4)
             with FlopCounterMode(display=False) as rest:

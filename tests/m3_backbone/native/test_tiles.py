@@ -17,7 +17,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 
@@ -25,7 +24,7 @@ from m3_backbone.ladder import coinciding_scales
 from m3_backbone.native.checkpoint import NativeCheckpoint
 from m3_backbone.native.random_checkpoints import write_random_checkpoint
 from m3_backbone.native.tiles import TiledBackbone
-from tests.m3_backbone.native.reference import generate_greedily
+from tests.m3_backbone.native.reference import check_flops, draw_noise, generate_greedily
 from tests.paths import ROOT
 
 MODEL_TYPES = ("idefics3", "smolvlm")
@@ -54,12 +53,6 @@ def backbone(request: pytest.FixtureRequest, folders: dict[str, Path]) -> TiledB
 @pytest.fixture(scope="module")
 def smolvlm(folders: dict[str, Path]) -> TiledBackbone:
     return open_backbone(folders["smolvlm"])
-
-
-def make_images(sizes: tuple[tuple[int, int], ...] = SIZES) -> list[Image.Image]:
-    generator = np.random.default_rng(0)
-    noise = [generator.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in sizes]
-    return [Image.fromarray(pixels) for pixels in noise]
 
 
 class Official:
@@ -126,7 +119,7 @@ class Official:
 def test_answers_equal_generate_from_pixels(backbone: TiledBackbone) -> None:
     official = Official(backbone)
     black = Image.new("RGB", (30, 60))
-    images = [*make_images(), black]
+    images = [*draw_noise(SIZES), black]
     encoded = backbone.encode(images)
     pairs = [(number, question) for number in range(len(images)) for question in QUESTIONS]
     column = [encoded[number] for number, _ in pairs]
@@ -153,7 +146,7 @@ def test_answers_equal_generate_from_pixels(backbone: TiledBackbone) -> None:
 
 def test_small_batches_give_equal_answers(folders: dict[str, Path], smolvlm: TiledBackbone) -> None:
     small = open_backbone(folders["smolvlm"], image_batch_size=1, batch_tokens=50)
-    images = make_images()
+    images = draw_noise(SIZES)
     questions = [QUESTIONS[0]] * len(images)
     for scale in small.scales:
         answers = small.answer(small.encode(images), questions, scale)
@@ -163,7 +156,7 @@ def test_small_batches_give_equal_answers(folders: dict[str, Path], smolvlm: Til
 
 def test_prompt_and_counts_equal_those_of_the_processor(backbone: TiledBackbone) -> None:
     official = Official(backbone)
-    for image in make_images((*SIZES, (300, 100), (33, 32), (65, 64), (1, 30), (90, 3), (1, 1))):
+    for image in draw_noise((*SIZES, (300, 100), (33, 32), (65, 64), (1, 30), (90, 3), (1, 1))):
         for scale, splits in zip(backbone.scales, (1, 2, 4), strict=True):
             inputs = official.make_inputs(image, QUESTIONS[0], splits)
             ids = inputs["input_ids"][0].tolist()
@@ -285,7 +278,7 @@ def test_tiles_are_split_as_the_size_says(
 def test_thumbnails_differ_between_scales(smolvlm: TiledBackbone) -> None:
     # The reason why the family is native: the thumbnail of a finer scale is made from the resized image.
     image_processor = smolvlm.checkpoint.image_processor
-    image = make_images(((90, 80),))[0]
+    image = draw_noise(((90, 80),))[0]
     thumbnails = [
         image_processor(images=image, size={"longest_edge": 32 * k}, do_image_splitting=k > 1)["pixel_values"]
         for k in (1, 4)
@@ -297,16 +290,10 @@ def test_flops_equal_those_counted(folders: dict[str, Path]) -> None:
     for name in MODEL_TYPES:
         backbone = open_backbone(folders[name], attn_implementation="eager")
         official = Official(backbone)
-        for image in make_images(((64, 48), (30, 1))):
+        for image in draw_noise(((64, 48), (30, 1))):
             for scale, splits in zip(backbone.scales, (1, 2, 4), strict=True):
                 inputs = official.make_inputs(image, QUESTIONS[0], splits)
-                with torch.no_grad(), FlopCounterMode(display=False) as whole:
-                    official.model(**inputs, logits_to_keep=1)
-                with torch.no_grad(), FlopCounterMode(display=False) as vision:
-                    official.model.get_image_features(inputs["pixel_values"])
-                assert vision.get_total_flops() == backbone.vision_flops(image.size, scale)
-                prefill = whole.get_total_flops() - vision.get_total_flops()
-                assert prefill == backbone.prefill_flops(image.size, QUESTIONS[0], scale)
+                check_flops(backbone, inputs, image.size, QUESTIONS[0], scale)
 
 
 def test_vision_pass_runs_once_and_only_for_what_is_asked(smolvlm: TiledBackbone) -> None:
@@ -315,7 +302,7 @@ def test_vision_pass_runs_once_and_only_for_what_is_asked(smolvlm: TiledBackbone
         lambda module, arguments, kwargs: num_tiles.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
     try:
-        encoded = smolvlm.encode(make_images(((64, 48), (40, 120))))
+        encoded = smolvlm.encode(draw_noise(((64, 48), (40, 120))))
         assert sum(num_tiles) == 0
         column = [image for image in encoded for _ in QUESTIONS]
         questions = [*QUESTIONS, *QUESTIONS]
@@ -336,7 +323,7 @@ def test_vision_pass_runs_once_and_only_for_what_is_asked(smolvlm: TiledBackbone
 
 
 def test_images_that_would_vanish_are_refused(smolvlm: TiledBackbone) -> None:
-    images = make_images(((32, 1), (1, 32), (3, 96), (2000, 63)))
+    images = draw_noise(((32, 1), (1, 32), (3, 96), (2000, 63)))
     answers = smolvlm.answer(smolvlm.encode(images), [QUESTIONS[0]] * len(images), 68)
     assert all(answer.token_ids for answer in answers)
     for size in ((33, 1), (1, 33), (2, 3000)):
@@ -354,7 +341,7 @@ def test_changed_image_processor_is_noticed(folders: dict[str, Path]) -> None:
     backbone = open_backbone(folders["smolvlm"])
     backbone.checkpoint.image_processor.do_resize = False
     with pytest.raises(ValueError, match="was the checkpoint's image processor changed"):
-        backbone.answer(backbone.encode(make_images(((90, 80),))), QUESTIONS[:1], 20)
+        backbone.answer(backbone.encode(draw_noise(((90, 80),))), QUESTIONS[:1], 20)
 
 
 def test_long_questions_are_refused_with_the_markers_counted(smolvlm: TiledBackbone) -> None:
@@ -369,7 +356,7 @@ def test_copies_give_equal_answers(smolvlm: TiledBackbone, tmp_path: Path) -> No
     smolvlm.checkpoint.copy_to(tmp_path / "copy")
     opened = TiledBackbone(tmp_path / "copy", device="cpu", **smolvlm.saved_arguments())
     pickled = pickle.loads(pickle.dumps(smolvlm))
-    images = make_images()
+    images = draw_noise(SIZES)
     questions = [QUESTIONS[1]] * len(images)
     expected = smolvlm.answer(smolvlm.encode(images), questions, 20)
     for other in (opened, pickled):

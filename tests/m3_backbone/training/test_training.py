@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from experiments.tasks.scenes import Scenes
-from m3_backbone.llava.resized import ResizedLlavaBackbone
+from m3_backbone.llava.downsampled import DownsampledLlavaBackbone
 from m3_backbone.loading.checkpoint import load_m3
 from m3_backbone.training.conversations import (
     IGNORED,
@@ -170,10 +170,10 @@ def test_scales_of_a_step_come_from_their_groups(fixture):
 
 
 def test_shrunk_images_cost_what_their_backbone_answers_with():
-    """The loss at a resolution is the likelihood that `ResizedLlavaBackbone` gives the reference."""
+    """The loss at a resolution is the likelihood that `DownsampledLlavaBackbone` gives the reference."""
     model, processor = load_m3("tiny_m3", dtype=torch.float32, attn_implementation="sdpa")
     training = M3Training(model, processor.pad_token_id, resize_images=True)
-    backbone = ResizedLlavaBackbone("tiny_m3", dtype="float32", device="cpu")
+    backbone = DownsampledLlavaBackbone("tiny_m3", dtype="float32", device="cpu")
     task = Scenes(seed=3, num_images={"train": 1, "calibration": 1, "test": 1})
     sample = next(iter(task.samples("train")))
     image = task.image(sample.image_id)
