@@ -122,12 +122,17 @@ class VideoJsonl(LlavaJsonl):
         except (UnreadableImage, OSError):
             # Labelling skips it with the reason.
             digest = question.image_id
-        part = "" if start is None and end is None else f"/{start or 0:g}-{'' if end is None else f'{end:g}'}"
+        part = "" if start is None and end is None else f"/{_write(start or 0)}-{_write(end)}"
         choice = self._choice
-        frames = f"{choice.num_frames}" + (f"x{choice.every:g}s" if choice.every else "")
+        frames = f"{choice.num_frames}" + (f"x{_write(choice.every)}s" if choice.every else "")
         image_id = f"{digest}{part}/{frames}"
         self._clips[image_id] = Clip(question.image_id, digest, start, end)
         return replace(question, image_id=image_id)
+
+
+def _write(seconds: float | None) -> str:
+    """Return a number of seconds with all its digits, as other parts of a video have other ids."""
+    return "" if seconds is None else f"{seconds:.15g}"
 
 
 def _read_seconds(row: Mapping[str, Any], name: str) -> float | None:

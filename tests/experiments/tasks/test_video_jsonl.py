@@ -175,6 +175,24 @@ def test_a_video_that_changes_after_the_questions_were_read_is_named(scenes, tmp
         task.image(sample.image_id)
 
 
+def test_parts_that_differ_by_milliseconds_are_two_images(scenes, tmp_path):
+    parts = [(1000.125, 1000.25), (1000.125, 1000.255)]
+    rows = [
+        {
+            "question_id": start + end,
+            "video": "a.mp4",
+            "text": "what?",
+            "answer": "a",
+            "start": start,
+            "end": end,
+        }
+        for start, end in parts
+    ]
+    write_rows(tmp_path, rows)
+    ids = {sample.image_id.split("/")[1] for sample in list_samples(make_task(tmp_path, videos=scenes[0]))}
+    assert ids == {"1000.125-1000.25", "1000.125-1000.255"}
+
+
 def test_part_that_is_no_time_is_skipped_with_the_reason(scenes, tmp_path):
     rows = [
         {"question_id": 1, "video": "a.mp4", "text": "what?", "answer": "a", "start": "soon"},
