@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
     from experiments.serving.adaptive import estimate_unseen, load_adaptive, state_bounds
     from experiments.tasks.sizes import frame_banners
     from m3_backbone.outcomes.labels import read_labels
-    from predictor.adaptive.model import AdaptiveM3
+    from predictor.adaptive.model import AdaptiveVLM
 
     backbone = instantiate(config.backbone, _convert_="all")
     model = load_adaptive(backbone, config)
@@ -34,11 +34,11 @@ def main(config: DictConfig) -> None:
         delta=config.guarantee.delta,
         most_questions=config.guarantee.most_questions,
     )
-    model = AdaptiveM3(backbone, model.predictor, prices, model.hybrid)
+    model = AdaptiveVLM(backbone, model.predictor, prices, model.hybrid)
     model.save_pretrained(config.folder)
     if banners := find_label_banners(config.paths.labels, ("calibration",)):
         print(frame_banners(banners))
-    print(f"model: {config.folder}\nuse:   AdaptiveM3.from_pretrained({str(config.folder)!r})")
+    print(f"model: {config.folder}\nuse:   AdaptiveVLM.from_pretrained({str(config.folder)!r})")
     if config.repo is not None:
         with naming_upload(config.folder, config.repo, "run the same command again"):
             address = model.push_to_hub(config.repo, private=config.private)

@@ -453,6 +453,7 @@ class ModelBackbone(Backbone, ABC):
         scale: int,
     ) -> list[tuple[list[int], list[Result]]]:
         """Return (indices, `run(indices)`) for batches of the questions, which are checked first."""
+        check_scale(scale, self.scales)
         for question in dict.fromkeys(questions):
             self.check_question(question, scale=scale)
         # For all images of the call together, before the questions are divided into batches.

@@ -70,7 +70,8 @@ class Schedule:
     def mean(self, values: Floats) -> Floats:
         """Return the mean of `values` `[num_samples, num_columns]` at every point, `[num_points]`."""
         change = values[self.row, self.after] - values[self.row, self.before]
-        changes = np.bincount(self.point, weights=change, minlength=self.num_points)
+        # Without any change, NumPy counts in integers.
+        changes = np.bincount(self.point, weights=change, minlength=self.num_points).astype(np.float64)
         changes[0] += values[np.arange(len(values)), self.first].sum()
         return np.cumsum(changes) / len(values)
 

@@ -123,7 +123,9 @@ class _Columns:
 
 
 def _tabulate_means(entries: Sequence[Entry]) -> Table:
-    columns = _Columns(entries, "to mix", "share of gap", "to mix, GFLOPs")
+    in_flops = [entry.find(mean_to_mix, "flops") for entry in entries]
+    has_flops = any(metric is not None for metric in in_flops)
+    columns = _Columns(entries, "to mix", "share of gap", *(["to mix, GFLOPs"] if has_flops else []))
     rows = [
         (
             entry.label,
@@ -132,15 +134,15 @@ def _tabulate_means(entries: Sequence[Entry]) -> Table:
                 [
                     (entry.find(mean_to_mix), format_difference),
                     (entry.find(mean_gap_share), format_share),
-                    (entry.find(mean_to_mix, "flops"), format_difference),
+                    *([(metric, format_difference)] if has_flops else []),
                 ]
             ),
         )
-        for entry in entries
+        for entry, metric in zip(entries, in_flops, strict=True)
     ]
-    noun = entries[0].runs[0].measure.noun
+    noun, last = entries[0].runs[0].measure.noun, " (last column: GFLOPs)" if has_flops else ""
     caption = (
-        f"At matched mean {noun} (last column: GFLOPs), averaged over log-spaced budgets: difference "
+        f"At matched mean {noun}{last}, averaged over log-spaced budgets: difference "
         "to the mix in points, and share of the gap from mix to budgeted oracle. Means over seeds, with "
         f"intervals over test images and seeds; {SPREAD}: standard deviation over the seeds, in points"
     )

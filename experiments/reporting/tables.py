@@ -26,6 +26,9 @@ _LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_"},
 }
 
+# Control characters, which a terminal would obey, and changes of the direction of writing, as spaces.
+_CONTROLS = dict.fromkeys([*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], " ")
+
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of equal length as aligned text, with a rule under the first and numbers right-aligned."""
@@ -119,12 +122,19 @@ def escape_csv(cell: str) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A caption, column names, and rows of text whose first cell is a label; `name` is that of the files."""
+    """A caption, column names, and rows of text whose first cell is a label; `name` is that of the files.
+
+    Control characters in cells, such as those of question types, become spaces.
+    """
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     name: str = "table"
+
+    def __post_init__(self) -> None:
+        rows = tuple(tuple(cell.translate(_CONTROLS) for cell in row) for row in self.rows)
+        object.__setattr__(self, "rows", rows)
 
     def __str__(self) -> str:
         return f"{self.caption}\n{format_table([self.header, *self.rows])}"

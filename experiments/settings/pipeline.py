@@ -136,7 +136,7 @@ class PredictorSettings(Settings):
     """share of the training images that is kept for early stopping"""
     labels: LabelSubset
     budget: PositiveFloat | None
-    """mean visual tokens that the default price may spend; null: chosen by tolerance"""
+    """mean visual tokens, or imported costs in their unit, at the default price; null: by tolerance"""
     tolerance: NonNegativeFloat
     """score that the default price may lose to the best fixed scale; 0.01: one point"""
     optimized_metric: Annotated[str, AfterValidator(_check_metric)]

@@ -217,6 +217,8 @@ class HfDataset(Task):
             content = find_content(stored, self._image_folder, self._max_image_bytes)
         except BadRow as error:
             raise UnreadableImage(image_id, str(error)) from error
+        if isinstance(content, Path) and digest_image(content) != image_id:
+            raise UnreadableImage(image_id, f"the file {content.name!r} has changed since the rows were read")
         return open_picture(
             content,
             name=image_id,

@@ -40,9 +40,11 @@ class HfSource:
         except (ModuleNotFoundError, MemoryError):
             raise
         except Exception as error:  # `datasets` raises its own errors, those of pyarrow and of the network
-            reason = " ".join(str(error).split())[:300]
+            # "An error occurred while generating the dataset" says less than what it came from.
+            cause = error.__cause__ or error
+            reason = " ".join(str(cause).split())[:300]
             raise ValueError(
-                f"task.path={path}: the data set cannot be loaded ({type(error).__name__}: {reason}): give a "
+                f"task.path={path}: the data set cannot be loaded ({type(cause).__name__}: {reason}): give a "
                 "hub id, a Parquet file, or a folder, with task.split and task.config if it has several"
             ) from error
         if isinstance(loaded, Mapping):
@@ -145,7 +147,10 @@ def find_content(image: Any, folder: Path | None, max_bytes: int) -> bytes | Pat
     if folder is None:
         raise BadRow("the image is a path: give its folder with task.image_folder=FOLDER")
     path = locate(image, folder)
-    _check_size(path.stat().st_size, max_bytes)
+    try:
+        _check_size(path.stat().st_size, max_bytes)
+    except OSError as error:  # it was removed meanwhile
+        raise BadRow(f"the image cannot be read: {error.strerror}") from error
     return path
 
 
@@ -154,12 +159,13 @@ def locate(name: str, folder: Path) -> Path:
     try:
         root = folder.resolve()
         path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            raise BadRow("the path of the image leads out of the image folder (task.image_folder)")
-        if not path.is_file():
-            raise BadRow(f"no image file {os.path.relpath(path, root)[:200]!r} in the image folder")
-    except (OSError, RuntimeError) as error:
+        is_inside, is_file = path.is_relative_to(root), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop of links
         raise BadRow("the path of the image is not usable") from error
+    if not is_inside:
+        raise BadRow("the path of the image leads out of the image folder (task.image_folder)")
+    if not is_file:
+        raise BadRow(f"no image file {os.path.relpath(path, root)[:200]!r} in the image folder")
     return path
 
 

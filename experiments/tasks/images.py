@@ -74,7 +74,7 @@ def find_written_form(folder: Path, name: str) -> str:
 
 
 def find_similar(folder: Path, name: str) -> str | None:
-    """Suggest an existing image for a missing name. None if the name exists or nothing is similar.
+    """Suggest another, existing image for a missing name. None if the name exists or nothing is similar.
 
     Tries the name without surrounding white space, percent-encoding or leading folders, in another case, and
     with another file extension.
@@ -90,7 +90,9 @@ def find_similar(folder: Path, name: str) -> str | None:
     parent, _, last = plain.rpartition("/")
     for key in (last.lower(), posixpath.splitext(last)[0].lower()):
         if key and _is_inside(parent) and (similar := _list_folder(folder / parent).get(key)):
-            return posixpath.join(parent, similar)
+            path = posixpath.join(parent, similar)
+            # The name itself may be that of a folder, a pipe or a link out of the image folder.
+            return None if path == name else path
     return None
 
 

@@ -157,9 +157,12 @@ class OutcomeFile(Task):
 
     def image(self, image_id: str) -> Image.Image:
         """Return the image of this name in the folder. Raises UnreadableImage."""
-        name = next((str(row.sample.attributes.get("image", "")) for row in self._rows_of[image_id]), "")
-        if self._images is None or not name:
+        if self._images is None:
             raise UnreadableImage(image_id, "these outcomes were imported without images")
+        names = (str(row.sample.attributes.get("image", "")) for row in self._rows_of[image_id])
+        name = next(filter(None, names), None)
+        if name is None:
+            raise UnreadableImage(image_id, "its rows name no image")
         return open_image(self._images, name)
 
     def score(self, sample: Sample, answer: str) -> float:

@@ -5,7 +5,6 @@ the part of the video in seconds: {"question_id": 1, "video": "a.mp4", "text": "
 "start": 60, "end": 90}. A collage is one image, so that every backbone answers it as an image.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +22,7 @@ from m3_backbone.arguments import PositiveFloat, PositiveInt, checked
 from m3_backbone.outcomes.shards import digest_file
 
 MAX_SECONDS = 4 * 3600.0
+_FOREVER = 1e9  # larger whole numbers may not be floats
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,11 @@ class VideoJsonl(LlavaJsonl):
         clip = self._clips.get(image_id)
         if clip is None:
             raise UnreadableImage(image_id, "no question of the task has this video and choice of frames")
+        path = locate_file(self.images, clip.name)
+        if digest_file(path)[:16] != clip.digest:
+            raise UnreadableImage(clip.name, "the file has changed since the questions were read")
         return read_collage(
-            locate_file(self.images, clip.name),
+            path,
             self._choice,
             name=clip.name,
             start=clip.start,
@@ -119,18 +122,23 @@ class VideoJsonl(LlavaJsonl):
         except (UnreadableImage, OSError):
             # Labelling skips it with the reason.
             digest = question.image_id
-        part = "" if start is None and end is None else f"/{start or 0:g}-{'' if end is None else f'{end:g}'}"
+        part = "" if start is None and end is None else f"/{_write(start or 0)}-{_write(end)}"
         choice = self._choice
-        frames = f"{choice.num_frames}" + (f"x{choice.every:g}s" if choice.every else "")
+        frames = f"{choice.num_frames}" + (f"x{_write(choice.every)}s" if choice.every else "")
         image_id = f"{digest}{part}/{frames}"
         self._clips[image_id] = Clip(question.image_id, digest, start, end)
         return replace(question, image_id=image_id)
+
+
+def _write(seconds: float | None) -> str:
+    """Return a number of seconds with all its digits, as other parts of a video have other ids."""
+    return "" if seconds is None else f"{seconds:.15g}"
 
 
 def _read_seconds(row: Mapping[str, Any], name: str) -> float | None:
     value = row.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _FOREVER:
         raise BadRow(f"{name} is {str(value)[:40]!r}, not a number of seconds")
     return float(value)

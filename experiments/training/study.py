@@ -296,7 +296,9 @@ class Objective:
 
 OBJECTIVES: Mapping[str, Objective] = {
     "recovered": Objective("maximize", "share of the mix-to-oracle gap recovered on validation"),
-    "tokens": Objective("minimize", "mean visual tokens at the default price, validation"),
+    "tokens": Objective(
+        "minimize", "mean visual tokens, or imported costs, at the default price, validation"
+    ),
     "flops": Objective("minimize", "the predictor's own FLOPs per question"),
     "parameters": Objective("minimize", "parameters"),
 }

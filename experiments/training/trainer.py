@@ -86,6 +86,24 @@ class TrainingLabels:
         """The calibration split."""
         return read_labels(self.folder, "calibration")
 
+    @cached_property
+    def stored_budget(self) -> float | None:
+        """The budget in the unit in which labels store costs; None without one.
+
+        Raises ValueError for a budget below the mean cost of the cheapest scales on the calibration split.
+        """
+        budget, outcomes = self.settings.budget, self.calibration.outcomes
+        if budget is None:
+            return None
+        lowest = float(outcomes.cost.min(axis=1).mean())
+        if budget < lowest:
+            noun = "visual tokens" if outcomes.options is None else outcomes.options.cost
+            raise ValueError(
+                f"budget={budget:g}: the cheapest scale of each calibration sample takes {lowest:.4g} {noun} "
+                "on average: give at least as many"
+            )
+        return budget if outcomes.options is None else budget / outcomes.options.unit
+
 
 def train_predictors(
     predictors: Sequence[ScalePredictor],
@@ -168,7 +186,7 @@ def _train(
     identity: dict[str, Any],
     make_trainer: "Callable[..., lightning.Trainer] | None",
 ) -> TrainingRecord:
-    settings = source.settings
+    settings, budget = source.settings, source.stored_budget
     train, validation = source.parts
     log.info("training %s on %d samples, %d for validation", predictor.name, len(train), len(validation))
     checkpoint_dir = target.with_name(f"{target.name}.unfinished")
@@ -195,11 +213,11 @@ def _train(
         estimates,
         paid_tokens,
         calibration.outcomes.score,
-        settings.budget,
+        budget,
         settings.tolerance,
     )
     prices.save(staging)
-    hybrid = fit_hybrid(estimates, calibration.outcomes, paid_tokens, settings.budget, settings.tolerance)
+    hybrid = fit_hybrid(estimates, calibration.outcomes, paid_tokens, budget, settings.tolerance)
     hybrid.save(staging)
     # With soft targets too, results are those of the greedy answers.
     train, validation = source.measured_parts

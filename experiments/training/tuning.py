@@ -125,9 +125,11 @@ class _Trials:
         shutil.rmtree(checkpoint_dir, ignore_errors=True)
         estimates = predictor.predict(validation.inputs)
         cost = predictor.features.count_paid_tokens(validation.inputs)
+        options, tolerance = validation.outcomes.options, self.source.settings.tolerance
+        default_cost = choose_price(estimates, cost, score, tolerance=tolerance).cost
         return {
             "recovered": (policy_value(estimates, cost, score) - mix) / gap,
-            "tokens": choose_price(estimates, cost, score, tolerance=self.source.settings.tolerance).cost,
+            "tokens": default_cost * (1.0 if options is None else options.unit),
             "flops": predictor.count_flops(validation.inputs),
             "parameters": float(predictor.num_parameters),
         }

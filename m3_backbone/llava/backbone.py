@@ -153,14 +153,14 @@ class LlavaBackbone(ModelBackbone):
         return tuple(scale for scale in self.scales if scale in _FEATURE_SCALES) or self.scales[:1]
 
     def num_visual_tokens(self, image_size: tuple[int, int], scale: int) -> int:
-        return self.processor.images.num_visual_tokens(image_size, scale)
+        return self.processor.images.num_visual_tokens(image_size, check_scale(scale, self.scales))
 
     def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
         check_scale(scale, self.scales)
         return vision_flops(self.checkpoint.config, self.processor.images.num_tiles(image_size))
 
     def max_prefix_tokens(self, scale: int) -> int:
-        return self.processor.images.max_visual_tokens(scale)
+        return self.processor.images.max_visual_tokens(check_scale(scale, self.scales))
 
     def check_image(self, image_size: tuple[int, int]) -> None:
         """Do nothing: images of every size are resized to the size of the tower."""
@@ -182,6 +182,7 @@ class LlavaBackbone(ModelBackbone):
     @torch.no_grad()
     def visual_tokens(self, encoded: Sequence[EncodedImage], scale: int) -> list[Tensor]:
         """Visual tokens of each image that enter the decoder at a scale, `[num_tokens, hidden]`."""
+        check_scale(scale, self.scales)
         if not encoded:
             return []
         sizes = torch.tensor([image.size[::-1] for image in encoded])

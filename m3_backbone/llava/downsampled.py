@@ -86,7 +86,7 @@ class DownsampledLlavaBackbone(LazyVision, LlavaBackbone):  # type: ignore[misc]
     def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
         if self._is_enlarged:
             return LlavaBackbone.vision_flops(self, image_size, scale)
-        side = pooled_side(scale, self.processor.images.grid)
+        side = pooled_side(check_scale(scale, self.scales), self.processor.images.grid)
         return vision_flops(self.checkpoint.config, side=side)
 
     def generate_inputs(

@@ -1,5 +1,6 @@
 """The command `check-backbone`, and the random backbone that needs no download."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from experiments import check_backbone, cli, label
+from experiments import check_backbone, cli, label, run
 from experiments.serving.conformance import adaptive_model_is_saved_and_loaded
 from m3_backbone.conformance import Subject, run_checks
 from m3_backbone.llava.backbone import LlavaBackbone
@@ -40,14 +41,16 @@ def open_random(model_type="qwen3_vl"):
     )
 
 
-def test_checks_print_a_table_and_succeed(call, capsys):
-    call("backbone=random_vlm", "backbone.device=cpu", "checks=[drafts, fingerprints, saved]")
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "internvl"])
+def test_checks_print_a_table_and_succeed(call, capsys, model_type):
+    backbone = ("backbone=random_vlm", f"backbone.model_type={model_type}", "backbone.device=cpu")
+    call(*backbone, "checks=[drafts, fingerprints, saved]")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["check", "outcome"]
     assert lines[2].split() == ["drafts_change_nothing", "ok"]
     assert lines[3].split() == ["fingerprints_are_stable", "ok"]
     assert lines[4].split()[0] == "adaptive_model_is_saved_and_loaded"
-    assert lines[-1].startswith("random_qwen3_vl: ") and " 0 failed, " in lines[-1]
+    assert lines[-1].startswith(f"random_{model_type}: ") and " 0 failed, " in lines[-1]
 
 
 def test_status_is_1_after_a_failed_check(call, capsys, monkeypatch):
@@ -178,3 +181,23 @@ def test_random_backbone_labels_and_labels_on(tmp_path, monkeypatch, capsys):
         counts.append(capsys.readouterr().out)
     assert all("labels: outputs/store/labels/random_qwen3_vl/scenes" in out for out in counts)
     assert len(list((tmp_path / "outputs/store/labels").glob("*/scenes*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "scales"), [("internvl", [4, 12, 20, 52]), ("qwen3_vl", [16, 64])])
+def test_random_backbone_is_labelled_trained_timed_and_evaluated(model_type, scales, tmp_path, monkeypatch):
+    """Its answers are all wrong, so that no policy ever changes its choice."""
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        *("run", "backbone=random_vlm", f"backbone.model_type={model_type}", f"backbone.scales={scales}"),
+        *("backbone.device=cpu", "backbone.max_new_tokens=2", "predictor=question_only", "allow_small=true"),
+        *("task.num_images={train:8,calibration:4,test:4}", "task.questions_per_image=2", "num_workers=0"),
+        *("~predictor@baselines.per_task", "~predictor@baselines.question_only", "hydra.run.dir=run"),
+        *("latency.num_images=2", "latency.num_rounds=1", "num_resamples=20", "guarantee.num_resplits=0"),
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    run.main()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [fixed["scale"] for fixed in metrics["fixed"]] == scales
+    cheapest = metrics["flops"]["fixed"][0]
+    assert metrics["flops"]["predictors"]["question_only"]["default"]["cost"]["value"] >= cheapest > 0

@@ -78,6 +78,12 @@ def test_few_and_many_resamples_give_the_same_means():
     assert many["columns"][0] == pytest.approx(np.array(expected))
 
 
+def test_a_policy_that_never_changes_its_choice_keeps_fractions():
+    """`np.bincount` of no change is an array of integers."""
+    schedule = Schedule.of(np.ones((3, 2), dtype=int))
+    assert schedule.mean(np.array([[9.0, 0.25], [9.0, 0.5]])).tolist() == [0.375] * 3
+
+
 def test_images_are_numbered_by_name_whatever_the_order():
     names = np.array(["b", "a", "c", "a", "b"], dtype=object)
     assert number_images(names).tolist() == [1, 0, 2, 0, 1]

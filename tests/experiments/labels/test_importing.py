@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from experiments.reporting.gallery import Gallery
 from experiments.tasks.imported import Imported, refuse_backbone
 from experiments.tasks.outcome_file import OutcomeFile
 from experiments.training.trained import TrainingSettings, identify, open_trained
-from experiments.training.trainer import train_predictors
+from experiments.training.trainer import TrainingLabels, train_predictors
 from m3_backbone.outcomes.labels import read_labels
 from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.table import OutcomeTable
@@ -139,8 +140,17 @@ def test_run_trains_and_evaluates_imported_outcomes(routed, tmp_path, monkeypatc
     assert all("mean number of dollars" in text for text in texts[:2]) and "scale small" in texts[1]
     for text in texts:
         assert not re.search(
-            r"visual tokens|default tokens|\btokens,|matched mean tokens|[\d>]+ tokens\b", text
+            r"visual tokens|default tokens|\btokens,|matched mean tokens|[\d>]+ tokens\b|GFLOP", text
         )
+
+
+def test_a_budget_is_in_the_unit_of_the_file(routed):
+    settings = TrainingSettings(seed=0, validation_fraction=0.2, budget=0.01, tolerance=0.01)
+    options = read_outcomes(routed).options
+    assert options is not None
+    assert TrainingLabels(routed, settings).stored_budget == pytest.approx(0.01 / options.unit)
+    with pytest.raises(ValueError, match=r"budget=0.0001: .* takes 0\.001\d+ dollars on average"):
+        _ = TrainingLabels(routed, replace(settings, budget=0.0001)).stored_budget
 
 
 def test_likelihoods_and_backbones_are_refused(routed):

@@ -17,6 +17,11 @@ def test_csv_gives_back_the_very_cells():
     assert list(csv.reader(TABLE.to_csv().splitlines())) == [list(TABLE.header), *map(list, TABLE.rows)]
 
 
+def test_cells_have_no_control_characters():
+    table = Table("caption", ("kind", "score"), (("\x1b[31mred\nand\u202eblue", "1"),))
+    assert table.rows == ((" [31mred and blue", "1"),)
+
+
 @pytest.mark.parametrize(
     ("cell", "written"),
     [

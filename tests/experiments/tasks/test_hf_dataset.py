@@ -137,12 +137,15 @@ def test_bad_rows_are_skipped_with_their_reasons(tmp_path):
         {"image": image, "question": "unanswered?", "answer": None},
         {"image": {"bytes": None, "path": "../secret.png"}, "question": "out?", "answer": "red"},
         {"image": {"bytes": None, "path": "gone.png"}, "question": "gone?", "answer": "red"},
+        {"image": {"bytes": None, "path": "a\0.png"}, "question": "null?", "answer": "red"},
+        {"image": {"bytes": None, "path": "file.png"}, "question": "file?", "answer": "red"},
         {
             "image": {"bytes": make_png(20_000, 20_000, b"0"), "path": None},
             "question": "bomb?",
             "answer": "red",
         },
     ]
+    (tmp_path / "file.png").write_bytes(paint("blue"))
     path = write(tmp_path / "bad.parquet", rows)
     task = HfDataset(name="bad", path=path, metric="exact", max_image_bytes=1_000_000)
     samples = {sample.question: sample for sample in list_samples(task)}
@@ -153,8 +156,12 @@ def test_bad_rows_are_skipped_with_their_reasons(tmp_path):
         5: "no reference answer",
         6: "the path of the image leads out of the image folder (task.image_folder)",
         7: "no image file 'gone.png' in the image folder",
+        8: "the path of the image is not usable",
     }
-    assert set(samples) == {"what?", "bomb?"}
+    assert set(samples) == {"what?", "bomb?", "file?"}
+    (tmp_path / "file.png").write_bytes(paint("green"))
+    with pytest.raises(UnreadableImage, match=r"the file 'file\.png' has changed since the rows were read"):
+        task.image(samples["file?"].image_id)
     with pytest.raises(UnreadableImage, match="too large"):
         task.image(samples["bomb?"].image_id)
 

@@ -56,6 +56,9 @@ def test_images_are_opened_in_the_folder_only(tmp_path):
         task.image("../secret.png")
     with pytest.raises(UnreadableImage, match="too large"):
         make_task(tmp_path, [GOOD], max_pixels=11).image("a.png")
+    (tmp_path / "images" / "folder.png").mkdir()
+    with pytest.raises(UnreadableImage, match=r"'folder\.png': not a file$"):
+        task.image("folder.png")
 
 
 def assert_divided(samples: list[Sample]) -> dict[str, set[str]]:

@@ -164,15 +164,48 @@ def test_unreadable_video_is_named_with_the_reason(scenes, tmp_path, name, conte
     assert refused.value.name == name and str(tmp_path) not in str(refused.value)
 
 
+def test_a_video_that_changes_after_the_questions_were_read_is_named(scenes, tmp_path):
+    content = (scenes[0] / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(content)
+    write_rows(tmp_path, [{"question_id": 1, "video": "a.mp4", "text": "what?", "answer": "a"}])
+    task = make_task(tmp_path)
+    (sample,) = list_samples(task)
+    (tmp_path / "a.mp4").write_bytes(content + b"0")
+    with pytest.raises(UnreadableImage, match=r"'a\.mp4': the file has changed since"):
+        task.image(sample.image_id)
+
+
+def test_parts_that_differ_by_milliseconds_are_two_images(scenes, tmp_path):
+    parts = [(1000.125, 1000.25), (1000.125, 1000.255)]
+    rows = [
+        {
+            "question_id": start + end,
+            "video": "a.mp4",
+            "text": "what?",
+            "answer": "a",
+            "start": start,
+            "end": end,
+        }
+        for start, end in parts
+    ]
+    write_rows(tmp_path, rows)
+    ids = {sample.image_id.split("/")[1] for sample in list_samples(make_task(tmp_path, videos=scenes[0]))}
+    assert ids == {"1000.125-1000.25", "1000.125-1000.255"}
+
+
 def test_part_that_is_no_time_is_skipped_with_the_reason(scenes, tmp_path):
     rows = [
         {"question_id": 1, "video": "a.mp4", "text": "what?", "answer": "a", "start": "soon"},
+        {"question_id": 3, "video": "a.mp4", "text": "what?", "answer": "a", "end": 10**400},
         {"question_id": 2, "video": "a.mp4", "text": "what?", "answer": "a", "start": 9, "end": 12},
     ]
     write_rows(tmp_path, rows)
     task = make_task(tmp_path, videos=scenes[0])
     (sample,) = list_samples(task)
-    assert [row["reason"] for row in task.skipped] == ["start is 'soon', not a number of seconds"]
+    assert [row["reason"] for row in task.skipped] == [
+        "start is 'soon', not a number of seconds",
+        f"end is '1{39 * '0'}', not a number of seconds",
+    ]
     with pytest.raises(UnreadableImage, match="no part from 9 to 4 s: it has 4"):
         task.image(sample.image_id)
 
