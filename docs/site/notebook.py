@@ -1,7 +1,7 @@
 """Execute `docs/tutorial.ipynb` in place, on the labels and the predictor of `tokenscale run`.
 
-`python -m docs.site.notebook` (`make notebook`) needs the extra `notebook`. Source cells are edited in the file;
-outputs are never edited.
+`python -m docs.site.notebook` (`make notebook`) needs the extra `notebook`. Source cells are edited in the
+file; outputs are never edited.
 """
 
 import os
