@@ -13,7 +13,7 @@ LMMS_INSTALLED := $(LMMS)/.installed
 CODE := m3_backbone predictor experiments tests docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install run paper test test-long test-slow lmms-env lmms-test check docs format clean
+.PHONY: help install run paper test test-long test-slow lmms-env lmms-test check docs notebook format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ docs: $(DOCS_INSTALLED) ## the documentation site, site/index.html
 	$(BIN)/python -m docs.site.pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "site: $(CURDIR)/site/index.html"
+
+notebook: $(INSTALLED) ## execute docs/tutorial.ipynb in place, after `make run`
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebook]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m docs.site.notebook
 
 $(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

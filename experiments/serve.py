@@ -32,7 +32,12 @@ def main(config: DictConfig) -> None:
             host=config.host,
             api_key=read_key(config.host),
         )
-        run(app, listener, shutdown_seconds=config.shutdown_seconds)
+        run(
+            app,
+            listener,
+            client_seconds=config.limits.body_seconds,
+            shutdown_seconds=config.shutdown_seconds,
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
     label(task=task, backbone=backbone, folder=labels)
     train = read_labels(labels, "train")
     trained = QuestionOnly().fit(*split_validation(train, 0.3, seed=0))
-    trained.save(store / "predictors" / "tiny_m3" / "scenes" / "cross_attention")
+    trained.save(store / "predictors" / "tiny_m3" / "scenes" / "cross_attention" / "0123456789ab")
     monkeypatch.setenv("TOKENSCALE_STORE", str(store))
     monkeypatch.chdir(tmp_path)
     matplotlib.use("Agg")

@@ -5,6 +5,7 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from hydra.utils import instantiate
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp
 
 from experiments.evaluation.disagreement import add_disagreement
 from experiments.serving.adaptive import estimate_unseen, load_adaptive
+from experiments.serving.connections import limit_connections
 from experiments.serving.drift import DriftMonitor, Record, identify_model
 from experiments.serving.images import ImageReader
 from experiments.serving.limits import Limits
@@ -140,15 +142,24 @@ def read_key(host: str) -> str | None:
     return key
 
 
-def run(app: ASGIApp, listener: socket.socket, *, shutdown_seconds: int) -> None:
-    """Serve until a signal arrives, then finish the requests in progress."""
+def run(app: ASGIApp, listener: socket.socket, *, client_seconds: float, shutdown_seconds: int) -> None:
+    """Serve until a signal arrives, then finish the requests in progress.
+
+    `client_seconds` is the time in which clients have to send and read, as in `limit_connections`.
+    """
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request to an engine otherwise
     text = "serving at http://{address}/v1; metrics at http://{address}/metrics"
-    serve_socket(app, listener, text, shutdown_seconds=shutdown_seconds)
+    protocol = limit_connections(client_seconds)
+    serve_socket(app, listener, text, shutdown_seconds=shutdown_seconds, http=protocol, ws="none")
 
 
-def serve_socket(app: ASGIApp, listener: socket.socket, text: str, *, shutdown_seconds: int) -> None:
-    """Serve at a socket until a signal arrives; `text` is printed, with `{address}` filled in."""
+def serve_socket(
+    app: ASGIApp, listener: socket.socket, text: str, *, shutdown_seconds: int, **options: Any
+) -> None:
+    """Serve at a socket until a signal arrives; `text` is printed, with `{address}` filled in.
+
+    `options` are further settings of uvicorn.
+    """
     settings = uvicorn.Config(
         app,
         access_log=False,
@@ -159,6 +170,7 @@ def serve_socket(app: ASGIApp, listener: socket.socket, text: str, *, shutdown_s
         timeout_keep_alive=75,
         server_header=False,
         proxy_headers=False,
+        **options,
     )
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -111,6 +111,7 @@ class LocalService(Service):
         channel: Channel[Progress] | None = Channel() if request.stream else None
         asked = Asked(received.image, question, target, request.limit, tuple(request.stop or ()), channel)
         task = asyncio.create_task(self._batcher.submit(asked))
+        task.add_done_callback(lambda _: received.release())
         try:
             response = await self._respond(request, asked, task)
         except BaseException:
@@ -231,7 +232,10 @@ class LocalService(Service):
     async def _compare(self, asked: Asked, task: asyncio.Task[Completion], image: str) -> ComparedAnswer:
         """Return the answer beside those at other scales, which are given while no request waits."""
         assert self.drift is not None
-        completion = await task
+        await asyncio.wait({task})
+        if task.cancelled():  # would cancel what compares, too
+            raise RequestError(499, "the client closed the connection")
+        completion = task.result()
         answers = {completion.answer.scale: completion.answer.text}
         scales = [scale for scale in self.drift.list_scales(self.backbone.scales) if scale not in answers]
         for scale in scales:

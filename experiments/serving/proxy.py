@@ -71,7 +71,7 @@ class Selected:
     """A request whose answer is compared with the finest scale's.
 
     `body` is the request before its image was adapted. `chunks` are the parts of the engine's response that
-    may contain the answer: the whole response, or lines of a stream.
+    may contain the answer: the whole response, or lines of a stream that was read to its end.
     """
 
     body: dict[str, Any]
@@ -157,9 +157,13 @@ class ProxyService(Service):
         target = find_target(terms.or_default(self.default), self.prices, self.backbone)
         question = check_question_text(read_question(content), self.images.limits)
         received = await self.images.read(picture.url, pixels=self._reads_pixels)
-        adapted, chosen = await self._batcher.submit(Pending(received.image, question, target))
+        try:
+            adapted, chosen = await self._batcher.submit(Pending(received.image, question, target))
+        finally:
+            received.release()
         selected = self._select(content, headers, picture, received, target)
         replace_picture(content, picture, adapted, received, chosen.scale)
+        del received  # its pixels, while the engine answers
         response = await self._send(content, picture, headers, chosen, selected)
         if response.status_code == 200:
             self.metrics.count_choice(chosen.scale, chosen.visual_tokens, chosen.finest_visual_tokens)
@@ -301,23 +305,32 @@ class ProxyService(Service):
         self, response: aiohttp.ClientResponse, chosen: ChosenScale | None, selected: Selected | None
     ) -> AsyncIterator[bytes]:
         """Yield the events of the engine as they come; the choice is added to the first and to the usage."""
-        rest, is_first = b"", True
+        rest, is_first, compared, num_compared = bytearray(), True, list[bytes](), 0
         try:
             async for piece in response.content.iter_any():
-                *lines, rest = (rest + piece).split(b"\n")
+                # A task whose next piece is always there would never see that it is cancelled.
+                await asyncio.sleep(0)
+                rest += piece
                 if len(rest) > self.engine.max_bytes:
                     raise aiohttp.ClientPayloadError("a line of the stream is too long")
+                if b"\n" not in piece:
+                    continue
+                *lines, last = bytes(rest).split(b"\n")
+                rest = bytearray(last)
                 for number, line in enumerate(lines):
                     is_chunk = line.startswith(b"data:") and line[5:].strip() not in (b"", b"[DONE]")
-                    if selected is not None and is_chunk:
-                        selected.chunks.append(line[5:])
+                    if selected is not None and is_chunk and num_compared <= self.engine.max_bytes:
+                        compared.append(line[5:])
+                        num_compared += len(line)
                     if chosen is not None and is_chunk and (is_first or b'"usage"' in line):
                         lines[number] = b"data: " + _add_choice(line[5:], chosen, is_first=is_first)
                         is_first = False
                 if lines:
-                    yield b"\n".join(lines) + b"\n"
+                    yield b"\n".join([*lines, b""])
             if rest:
-                yield rest
+                yield bytes(rest)
+            if selected is not None and num_compared <= self.engine.max_bytes:
+                selected.chunks += compared  # a part of an answer is not compared
         except (aiohttp.ClientError, TimeoutError) as error:
             yield b"data: " + json.dumps(broken_off(error).to_body()).encode() + b"\n\n"
 

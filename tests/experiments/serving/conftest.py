@@ -86,10 +86,11 @@ def make_local(model, *, limits=None, max_requests=64, service=LocalService, **o
 
 
 @contextmanager
-def serve(app):
+def serve(app, **options):
     """Run an application in a thread: yields its URL and the server, which is stopped at the end."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="critical", access_log=False))
+    settings = {"log_config": None, "log_level": "critical", "access_log": False, **options}
+    server = uvicorn.Server(uvicorn.Config(app, **settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

@@ -130,6 +130,25 @@ def test_a_failure_in_the_background_is_counted_and_nothing_else(model, caplog):
     assert "RuntimeError" in caplog.text and "secret" not in caplog.text
 
 
+def test_an_answer_whose_client_has_gone_is_not_compared(model):
+    """Of a part of a stream nothing is known, and the next answers are compared."""
+    metrics = ServerMetrics()
+    service, _ = make_service(model, DriftMonitor(metrics, share=1.0), metrics)
+
+    async def main():
+        await service.drift.start()
+        task = asyncio.create_task(asyncio.sleep(1000))
+        task.cancel()
+        await service.drift.submit(lambda: service._compare(None, task, "digest"))
+        await service.drift.submit(lambda: asyncio.sleep(0, compare(differs=False)))
+        while "tokenscale_drift_answers_total{" not in (text := metrics.format().decode()):
+            await asyncio.sleep(0.01)
+        assert 'tokenscale_drift_skipped_total{reason="error"} 1.0' in text
+        await service.drift.stop()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 def test_a_full_queue_drops_and_a_stop_does_not_wait():
     metrics = ServerMetrics()
     monitor = DriftMonitor(metrics, share=1.0, max_queue=2)
