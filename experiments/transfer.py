@@ -14,6 +14,7 @@ Examples:
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -21,48 +22,30 @@ from omegaconf import DictConfig
 
 from experiments.config import Provenance, entry_point, make_recorder
 
+if TYPE_CHECKING:
+    from experiments.results.transfer import TransferPlan
+
 
 @entry_point("transfer")
 def main(config: DictConfig) -> None:
     from experiments.evaluation.statistics import Bootstrap
     from experiments.labels.division import check_labels, find_label_banners
-    from experiments.reporting.transfer import PAGE, list_tasks, write_transfer
-    from experiments.results.transfer import TransferPlan, list_sources, transfer
-    from experiments.tasks.base import SPLITS, Split
+    from experiments.reporting.transfer import PAGE, write_transfer
+    from experiments.results.transfer import transfer
     from experiments.tasks.sizes import frame_banners
     from experiments.training.configured import read_settings
     from experiments.training.trainer import quiet_lightning
     from m3_backbone.outcomes.manifest import read_manifest
 
     quiet_lightning()
-    hydra = HydraConfig.get()
-    labels, output = Path(config.paths.all_labels), Path(hydra.runtime.output_dir)
-    targets = list_tasks(config.targets)
-    sources = list_sources(
-        list_tasks(config.sources), list_tasks(config.source_backbones), config.backbone.name
-    )
-    needed: dict[Path, tuple[str, tuple[Split, ...]]] = {
-        source.find(labels): (source.name, ("train", "calibration")) for source in sources
-    }
-    evaluated: tuple[Split, ...] = ("calibration", "test")
-    needed |= {
-        labels / target: (target, SPLITS if config.native or labels / target in needed else evaluated)
-        for target in targets
-    }
+    labels, output = Path(config.paths.all_labels), Path(HydraConfig.get().runtime.output_dir)
+    plan = read_plan(config)
+    needed = plan.list_needed(labels)
     for folder, (_, splits) in needed.items():
         check_labels(folder, splits, allow_small=config.allow_small)
     rows = transfer(
         partial(instantiate, config.predictor, _convert_="all"),
-        TransferPlan(
-            sources,
-            targets,
-            config.num_recalibration,
-            leave_one_out=config.leave_one_out,
-            native=config.native,
-            split=config.split,
-            outcomes_of=config.outcomes_of,
-            allow_small=config.allow_small,
-        ),
+        plan,
         labels=labels,
         settings=read_settings(config),
         recorder=make_recorder(config),
@@ -79,7 +62,7 @@ def main(config: DictConfig) -> None:
         output,
         predictor=config.predictor.name,
         backbone=config.backbone.name,
-        fingerprints={target: read_manifest(labels / target)["fingerprints"] for target in targets},
+        fingerprints={target: read_manifest(labels / target)["fingerprints"] for target in plan.targets},
         provenance=Provenance.of(config),
         banners=sorted(banners, key=lambda banner: not banner.is_loud),
         split=config.split,
@@ -88,6 +71,24 @@ def main(config: DictConfig) -> None:
         print(f"{frame_banners(banners)}\n")
     print(*tables, sep="\n\n")
     print(f"\nreport: {output / PAGE}, beside transfer.json, tables/ and fronts as PDF and SVG")
+
+
+def read_plan(config: DictConfig) -> "TransferPlan":
+    """Return the plan of a configuration."""
+    from experiments.reporting.transfer import list_tasks
+    from experiments.results.transfer import TransferPlan, list_sources
+
+    backbones = list_tasks(config.source_backbones)
+    return TransferPlan(
+        list_sources(list_tasks(config.sources), backbones, config.backbone.name),
+        list_tasks(config.targets),
+        config.num_recalibration,
+        leave_one_out=config.leave_one_out,
+        native=config.native,
+        split=config.split,
+        outcomes_of=config.outcomes_of,
+        allow_small=config.allow_small,
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.stability import Stability, find_pairs, measure_stability
 from experiments.evaluation.statistics import Bootstrap, Estimate
 from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
+from experiments.tasks.base import SPLITS, Split
 from experiments.training.joining import as_backbone, join_labels
 from experiments.training.trained import TrainingSettings, digest_files, join_digests
 from m3_backbone.outcomes.labels import Labels, read_labels
@@ -154,6 +155,17 @@ class TransferPlan:
                 f"leave_one_out=true leaves no source for {alone[0]}: name further tasks in sources"
             )
         return sources_of
+
+    def list_needed(self, labels: Path) -> dict[Path, tuple[str, tuple[Split, ...]]]:
+        """Return the label folders that are read, each with a name and the splits that it needs."""
+        needed: dict[Path, tuple[str, tuple[Split, ...]]] = {
+            source.find(labels): (source.name, ("train", "calibration")) for source in self.sources
+        }
+        evaluated: tuple[Split, ...] = ("calibration", "test")
+        return needed | {
+            labels / target: (target, SPLITS if self.native or labels / target in needed else evaluated)
+            for target in self.targets
+        }
 
 
 def transfer(
