@@ -26,7 +26,7 @@ from predictor.policy.front import choose, find_unit
 from predictor.policy.pricing import OperatingPoint
 from predictor.policy.switches import find_switches
 
-Choices = NDArray[np.int8]
+Choices = NDArray[np.int16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,8 @@ class Paths:
         Raises ValueError for a path that does not exist, such as one to a coarser scale.
         """
         size = int(self.stop.max()) + 1
-        number_of = np.full((size, size), -1, dtype=np.int8)
+        assert len(self.start) <= np.iinfo(np.int16).max, "too many scales"
+        number_of = np.full((size, size), -1, dtype=np.int16)
         number_of[self.start, self.stop] = np.arange(len(self.start))
         numbers = number_of[np.asarray(start), np.asarray(stop)]
         if (numbers < 0).any():

@@ -27,11 +27,11 @@ class Schedule:
     """
 
     num_points: int
-    first: NDArray[np.int8]
+    first: NDArray[np.int16]
     point: NDArray[np.int64]
     row: NDArray[np.int64]
-    before: NDArray[np.int8]
-    after: NDArray[np.int8]
+    before: NDArray[np.int16]
+    after: NDArray[np.int16]
 
     @classmethod
     def at_prices(cls, switches: Switches, prices: Floats, unit: float) -> "Schedule":
@@ -43,7 +43,7 @@ class Schedule:
     @classmethod
     def of(cls, choices: ArrayLike) -> "Schedule":
         """Return the schedule of choices `[num_points, num_samples]`."""
-        dense = np.asarray(choices).astype(np.int8)
+        dense = np.asarray(choices).astype(np.int16)
         point, row = np.nonzero(dense[1:] != dense[:-1])
         return cls(len(dense), dense[0], point + 1, row, dense[point, row], dense[point + 1, row])
 

@@ -17,6 +17,9 @@ from experiments.tasks.rows import BadRow
 
 # Endings of the columns of an option, if `options` is None: NAME.score, NAME.cost, ...
 PARTS = ("score", "cost", "answer", "confidence")
+# A cascade has n (n + 1) / 2 paths over n options, numbered in 16 bits.
+MOST_OPTIONS = 255
+_MOST_NAME_CHARS = 100
 # Questions may have line breaks.
 _CSV = pa.csv.ParseOptions(newlines_in_values=True)
 
@@ -56,8 +59,19 @@ def find_options(
             f"{file} has no columns NAME.score and NAME.cost, only {list_names(present)}: name those of "
             "each option with options='{NAME: {score: COLUMN, cost: COLUMN or number}}'"
         )
+    if len(options) > MOST_OPTIONS:
+        raise ValueError(
+            f"{file} has {len(options):,} options, and at most {MOST_OPTIONS} can be compared: name some of "
+            "them with options='{NAME: {score: COLUMN, cost: COLUMN}}'"
+        )
     columns = {}
     for name, parts in options.items():
+        # Names are printed in every table.
+        if not name.strip() or not name.isprintable() or len(name) > _MOST_NAME_CHARS:
+            raise ValueError(
+                f"option {name[:40]!r} of {file}: a name has 1 to {_MOST_NAME_CHARS} printable characters: "
+                "give another one with options='{NAME: {score: COLUMN, cost: COLUMN}}'"
+            )
         if unknown := set(parts) - set(PARTS):
             raise ValueError(f"options.{name}.{min(unknown)}: give {', '.join(PARTS)}")
         for part in ("score", "cost"):

@@ -82,7 +82,7 @@ def choose(
 
 def choose_at_prices(
     estimates: ArrayLike, cost: ArrayLike, prices: ArrayLike, *, unit: float | None = None
-) -> NDArray[np.int8]:
+) -> NDArray[np.int16]:
     """Choices at each of `prices`, `[num_prices, num_samples]`, in little more time than at one price."""
     estimate_array, cost_array = _check(estimates, cost)
     if unit is None:
@@ -203,7 +203,7 @@ def check_price(price: float) -> None:
         raise ValueError(f"a price is at least 0, got {price}")
 
 
-def _apply(switches: Switches, price: float, unit: float) -> NDArray[np.int8]:
+def _apply(switches: Switches, price: float, unit: float) -> NDArray[np.int16]:
     """Choices `[num_samples]` at a price."""
     choice = switches.first.copy()
     is_reached = switches.slope * unit <= price

@@ -21,10 +21,10 @@ class Switches:
     upper concave hull of its points (cost, estimate), by decreasing cost.
     """
 
-    first: NDArray[np.int8]
+    first: NDArray[np.int16]
     row: NDArray[np.int64]
-    before: NDArray[np.int8]
-    after: NDArray[np.int8]
+    before: NDArray[np.int16]
+    after: NDArray[np.int16]
     slope: Floats
 
 
@@ -39,10 +39,10 @@ def find_switches(estimates: Floats, cost: Floats) -> Switches:
         # Scales come first, since reductions over a short last axis are slow.
         block = np.ascontiguousarray(estimates[start:stop].T), np.ascontiguousarray(cost[start:stop].T)
         choice = _choose_best(*block)
-        first.append(choice.astype(np.int8))
+        first.append(choice.astype(np.int16))
         parts += [(start + row, *part) for row, *part in _iterate_switches(*block, choice)]
     if not parts:
-        empty = np.empty(0, dtype=np.int8)
+        empty = np.empty(0, dtype=np.int16)
         return Switches(np.concatenate(first), np.empty(0, dtype=np.int64), empty, empty, np.empty(0))
     row, before, after, slope = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Switches(np.concatenate(first), row, before, after, slope)
@@ -70,5 +70,5 @@ def _iterate_switches(
         target = np.where(slope == lowest, cost, np.inf).argmin(axis=0)
         # Slopes increase except for rounding errors, which are removed because callers rely on the order.
         previous = np.maximum(lowest, previous)
-        yield row, current[row].astype(np.int8), target[row].astype(np.int8), previous[row]
+        yield row, current[row].astype(np.int16), target[row].astype(np.int16), previous[row]
         current = target

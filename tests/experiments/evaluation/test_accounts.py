@@ -223,3 +223,8 @@ def test_a_vision_pass_per_scale_is_timed_per_scale_and_sunk_for_predictors_that
     both = [np.array([[1.0]]), np.array([[0.75]])]
     assert means.cost_of_policy(both, "hybrid").item() == 0.5 + 3 + 0.75 * 6
     assert timings.family_fits("native") and not timings.family_fits("pooled")
+
+
+def test_paths_over_a_ladder_of_24_scales_have_300_numbers():
+    paths = Paths.escalating(24)
+    assert paths.find(paths.start, paths.stop).tolist() == list(range(300))

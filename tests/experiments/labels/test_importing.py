@@ -216,6 +216,15 @@ def test_bad_rows_are_skipped_with_their_reasons_and_bad_columns_refused(tmp_pat
     assert table.cost.tolist() == [[2, 7]] * len(table) and labels.inputs.statistic_names[0] == "image/width"
     with pytest.raises(ValueError, match=r"rows.csv has no column 'x', only 'id', 'question', 'image'"):
         OutcomeFile(name="rows", file=path, options={"one": {"score": "x", "cost": 1}})
+    with pytest.raises(
+        ValueError, match=r"option 'a\\x1b\[31m' of .*rows\.csv: a name has 1 to 100 printable"
+    ):
+        OutcomeFile(name="rows", file=path, options={"a\x1b[31m": {"score": "s", "cost": "c"}})
+    many: dict[str, dict[str, str | float | int]] = {
+        f"o{number}": {"score": "s", "cost": number} for number in range(1, 257)
+    }
+    with pytest.raises(ValueError, match=r"has 256 options, and at most 255"):
+        OutcomeFile(name="rows", file=path, options=many)
     with pytest.raises(ValueError, match=r"rows.csv has no columns NAME.score and NAME.cost, only 'id'"):
         OutcomeFile(name="rows", file=path)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import compare_backbones
+from experiments import compare_backbones, train
 from experiments.labels.labelling import label
 from experiments.tasks.base import SPLITS
 from experiments.tasks.images import UnreadableImage
@@ -212,7 +212,7 @@ def test_part_that_is_no_time_is_skipped_with_the_reason(scenes, tmp_path):
 
 @pytest.mark.long
 def test_more_frames_or_more_tokens_a_frame_are_one_comparison(tmp_path, monkeypatch, capsys):
-    """Labels of two numbers of frames side by side: fixed scales, costs a question and a frame."""
+    """Two numbers of frames side by side: fixed scales, trained predictors, costs a question and a frame."""
     monkeypatch.chdir(tmp_path)
     colors, rows = ("red", "green", "blue", "gray"), []
     for number in range(8):
@@ -223,14 +223,22 @@ def test_more_frames_or_more_tokens_a_frame_are_one_comparison(tmp_path, monkeyp
         rows.append({**row, "answer": colors[number % 3], "split": split})
     write_rows(tmp_path, rows)
     backbone = LlavaBackbone("tiny_m3", dtype="float32", max_new_tokens=4)
+    trained = ["predictor=per_task", "~predictor@baselines.per_task", "~predictor@baselines.question_only"]
+    trained += ["paths.store=store", "allow_small=true"]
     for num_frames in (1, 4):
         task = make_task(tmp_path, name=f"frames_{num_frames}", num_frames=num_frames)
         label(task=task, backbone=backbone, folder=f"store/labels/tiny_m3/{task.name}", num_workers=0)
+        shown = ("task=video_jsonl", f"task.name={task.name}", f"task.num_frames={num_frames}")
+        files = ("task.questions=questions.jsonl", "task.videos=.", "task.metric=exact")
+        monkeypatch.setattr(sys, "argv", ["train", *shown, *files, *trained, "hydra.run.dir=train"])
+        train.main()
     places = "backbones=[tiny_m3/frames_1,tiny_m3/frames_4]"
-    few = ("fixed_only=true", "allow_small=true", "num_resamples=20", "hydra.run.dir=run")
-    monkeypatch.setattr(sys, "argv", ["compare_backbones", places, "paths.store=store", *few])
+    few = ("num_resamples=20", "hydra.run.dir=run")
+    monkeypatch.setattr(sys, "argv", ["compare_backbones", places, *trained, *few])
     compare_backbones.main()
     assert "report: " in capsys.readouterr().out
+    with (tmp_path / "run" / "tables" / "means_tokens.csv").open(newline="") as file:
+        assert "per_task" in [line[0] for line in csv.reader(file)]
     with (tmp_path / "run" / "tables" / "frames.csv").open(newline="") as file:
         (_, *header), *lines = csv.reader(file)
     assert header == ["frames", "tokens", "tokens per frame", "score"]
