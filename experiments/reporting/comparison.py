@@ -143,8 +143,9 @@ def _tabulate_means(entries: Sequence[Entry]) -> Table:
     noun, last = entries[0].runs[0].measure.noun, " (last column: GFLOPs)" if has_flops else ""
     caption = (
         f"At matched mean {noun}{last}, averaged over log-spaced budgets: difference "
-        "to the mix in points, and share of the gap from mix to budgeted oracle. Means over seeds, with "
-        f"intervals over test images and seeds; {SPREAD}: standard deviation over the seeds, in points"
+        "to the mix in points, and share of the gap from mix to budgeted oracle. Means over the seeds "
+        "that are listed, with intervals over test images and seeds; "
+        f"{SPREAD}: standard deviation over the seeds, in points"
     )
     return Table(caption, ("policy", "seeds", *columns.header), tuple(rows), name="means")
 

@@ -85,7 +85,8 @@ def describe_record(record: EvaluationRecord) -> str:
         text = "No evaluation of predictors is recorded on this test split."
     elif not record.is_new:
         number = f"{count_noun(record.evaluation, 'evaluation')} of new predictors"
-        text = f"These predictors were evaluated on this test split before; {number} are recorded."
+        verb = "is" if record.evaluation == 1 else "are"
+        text = f"These predictors were evaluated on this test split before; {number} {verb} recorded."
     elif record.evaluation == 1:
         text = "This is the first recorded evaluation on this test split."
     else:

@@ -89,8 +89,8 @@ def _list_multiplicity(guarantees: Sequence[CheckedGuarantee]) -> list[str]:
     together = 1 - number * guarantee.delta
     known = f"with at least {together:.3g}" if together > 1e-9 else "with no stated probability"
     return [
-        f"Each holds with that probability on its own; all {number} together {known} (guarantee.joint=true "
-        "certifies them together)"
+        f"Each of {number} guarantees holds with that probability on its own; all together {known} "
+        "(guarantee.joint=true certifies them together)"
     ]
 
 

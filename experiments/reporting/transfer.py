@@ -179,10 +179,10 @@ def tabulate(rows: Sequence[Row]) -> Table:
         ),
         *(f"above the mix, {other.measure.unit}" for other in rows[0].others),
     )
-    where = f"default {unit} and to best fixed" if rows[0].others else "last two columns"
+    where = f"the columns default {unit} and to best fixed" if rows[0].others else "the last two columns"
     caption = (
         f"At matched mean {measure.noun}, averaged over log-spaced budgets: share of the gap from mix to "
-        f"budgeted oracle, and points above the mix; {where}: at the default price"
+        f"budgeted oracle, and points above the mix; {where} are at the default price"
     )
     return Table(caption, header, tuple(cells), "transfer")
 

@@ -124,7 +124,7 @@ def test_second_evaluation_writes_the_same_bytes(store, tmp_path):
     first, second = ((tmp_path / each / "report.html").read_text() for each in ("first", "second"))
     reads = (
         r"This is the first recorded evaluation on this test split\.|These predictors were evaluated on this "
-        r"test split before; 1 evaluation of new predictors are recorded\.|<dt>Test split</dt><dd>.*?</dd>"
+        r"test split before; 1 evaluation of new predictors is recorded\.|<dt>Test split</dt><dd>.*?</dd>"
     )
     assert re.search(reads, first) and first != second
     assert re.sub(reads, "", first) == re.sub(reads, "", second)

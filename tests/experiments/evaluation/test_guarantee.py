@@ -345,9 +345,9 @@ def test_several_guarantees_say_what_holds_of_all():
         return write_guarantee(checked), caption
 
     assert all("together" not in text for text in write(1, 1))
-    alone = "Each holds with that probability on its own; all 3 together with at least 0.7"
+    alone = "Each of 3 guarantees holds with that probability on its own; all together with at least 0.7"
     assert all(alone in text for text in write(3, 1))
-    assert all("all 10 together with no stated probability" in text for text in write(10, 1))
+    assert all("all together with no stated probability" in text for text in write(10, 1))
     joint = "All 3 guarantees hold together with that probability, as each is certified at level 0.1 / 3"
     assert all(joint in text for text in write(3, 3))
     large = "2 test images have more than 4 questions and count as that many here"
