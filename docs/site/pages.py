@@ -35,7 +35,7 @@ DOCUMENTS = {
     "project/model_card_native.md": "m3_backbone/assets/tiny_native/README.md",
     "project/training_log.md": "m3_backbone/assets/TRAINING_LOG.md",
 }
-ASSETS = ("site.css", "favicon.svg", "iframe-worker.js")
+ASSETS = ("site.css", "site.js", "favicon.svg", "iframe-worker.js")
 
 _FENCE = re.compile(r"^ {0,3}```.*?^ {0,3}```[^\n]*$", re.M | re.S)
 # Target of a link to another file of the repository.
