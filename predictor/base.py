@@ -86,7 +86,7 @@ class ScalePredictor(folders.Buildable, ABC):
         _check_fingerprints(
             "the validation part", validation.outcomes.fingerprints, train.outcomes.fingerprints
         )
-        shared = set(train.outcomes.image_id) & set(validation.outcomes.image_id)
+        shared = set(train.outcomes.cluster_id) & set(validation.outcomes.cluster_id)
         if shared:
             raise ValueError(f"image {min(shared)!r} is in train and in validation: split by image")
         self.calibrator = None

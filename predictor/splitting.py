@@ -22,7 +22,7 @@ def split_validation(labels: Labels, fraction: float, seed: int) -> tuple[Labels
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the validation fraction must lie between 0 and 1, got {fraction}")
-    image_ids, image_of = np.unique(labels.outcomes.image_id.astype(str), return_inverse=True)
+    image_ids, image_of = np.unique(labels.outcomes.cluster_id.astype(str), return_inverse=True)
     hashes = np.array([_hash_to_unit(f"{seed}/{image_id}") for image_id in image_ids])
     if len(image_ids) < 2:
         raise ValueError(
@@ -126,7 +126,7 @@ def split_for_calibrator(calibration: Labels) -> tuple[Labels, Labels]:
 
     Raises ValueError if one of the halves would be empty.
     """
-    half = calibrator_half(calibration.outcomes.image_id)
+    half = calibrator_half(calibration.outcomes.cluster_id)
     if half.all() or not half.any():
         raise ValueError(
             "calibration samples of one image cannot be divided between a calibrator and prices: use more "

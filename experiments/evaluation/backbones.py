@@ -190,7 +190,7 @@ def compare_backbones(
         budgets = np.geomspace(low, high, grid.num_budgets)
         measured = [table.resample(budgets, bootstrap) for table in tables]
         joint = _measure_joint(
-            backbones[0].test.image_id, tables, measured, budgets, grid.num_prices, bootstrap
+            backbones[0].test.cluster_id, tables, measured, budgets, grid.num_prices, bootstrap
         )
         fronts = [table.describe(scores, confidence) for table, scores in zip(tables, measured, strict=True)]
         measures.append(
@@ -217,7 +217,7 @@ def compare_backbones(
         },
         skipped=skipped,
         num_samples=len(first),
-        num_images=int(number_images(first.image_id).max()) + 1,
+        num_images=int(number_images(first.cluster_id).max()) + 1,
         bootstrap=bootstrap,
     )
 
@@ -272,7 +272,7 @@ class _MeasuredBackbone:
                 self.cost,
                 expected.estimates,
                 expected.score,
-                test.image_id,
+                test.cluster_id,
                 num_prices=grid.num_prices,
                 is_timed=measure.timings is not None,
             )
@@ -448,7 +448,7 @@ def _share_answered(backbones: Sequence[BackboneSamples], bootstrap: Bootstrap) 
     groups: dict[str, Any] = {"all": answered.all(axis=1), "none": ~answered.any(axis=1)}
     for column, backbone in enumerate(backbones):
         groups[f"only {backbone.name}"] = answered[:, column] & (answered.sum(axis=1) == 1)
-    image = number_images(backbones[0].test.image_id)
+    image = number_images(backbones[0].test.cluster_id)
     counts = np.bincount(image).astype(np.float64)
     sums = {name: np.bincount(image, weights=members) for name, members in groups.items()}
 

@@ -281,7 +281,7 @@ def compare_policies(
     for split, outcomes in (("calibration", calibration), ("test", test)):
         if not len(outcomes):
             raise ValueError(f"the {split} split is empty, and nothing can be compared: label images of it")
-    if shared := set(calibration.image_id) & set(test.image_id):
+    if shared := set(calibration.cluster_id) & set(test.cluster_id):
         raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
     table = tabulate_policies(calibration, test, policies, measure, grid)
     reachable = ReachableGap.list_all(
@@ -332,7 +332,7 @@ def tabulate_policies(
     return PolicyTable(
         ScoredSamples.of(calibration, measure),
         ScoredSamples.of(test, measure),
-        number_images(test.image_id),
+        number_images(test.cluster_id),
         policies,
         overhead={policy.name: measure.overhead_of(policy.name) for policy in policies},
         grid=grid,

@@ -37,7 +37,7 @@ def bound_disagreement(
     if not len(table):
         return np.ones(len(choices))
     sums = ImageSums.of_choices(choices, score_agreement(table), most_questions)
-    order = order_images(table.image_id)
+    order = order_images(table.cluster_id)
     bounds, is_certified = np.ones(len(choices)), np.ones(len(choices), dtype=bool)
     for bound in BOUNDS:
         is_certified &= certify(sums.to_values(bound)[:, order], bound, delta)

@@ -169,7 +169,7 @@ def find_unseen(predictor: ScalePredictor, calibration: OutcomeTable) -> NDArray
     """Return the mask `[num_samples]` of the samples on which the predictor's calibrator was not fitted."""
     if predictor.calibrator is None:
         return np.ones(len(calibration), dtype=bool)
-    return ~calibrator_half(calibration.image_id)
+    return ~calibrator_half(calibration.cluster_id)
 
 
 def find_guarantee(
@@ -199,7 +199,7 @@ def find_guarantee(
     if not len(calibration):
         return Guarantee(alpha, delta, num_joint, most_questions or 1, None, unit, 0, None, None, None)
     sums = ImageSums.at_prices(estimates, calibration, most_questions)
-    values = sums.to_values(alpha)[:, order_images(calibration.image_id)]
+    values = sums.to_values(alpha)[:, order_images(calibration.cluster_id)]
     num_certified = _count_to_first_failure(certify(values, alpha, delta / num_joint))
     row = max(num_certified - 1, 0)
     num_needed = None if num_certified else find_num_needed(values[0], alpha, delta / num_joint)
@@ -248,7 +248,7 @@ class ImageSums:
     ) -> "ImageSums":
         """Return the sums for each row of `choices` `[num_choices, num_samples]`: columns of scales."""
         tokens, score = table.cost, table.score.astype(np.float64)
-        image, rows = number_images(table.image_id), np.arange(len(table))
+        image, rows = number_images(table.cluster_id), np.arange(len(table))
         num_questions = np.bincount(image)
         most = most_questions or int(num_questions.max())
         weights = np.minimum(1.0, most / num_questions)

@@ -201,7 +201,11 @@ def list_noise_free(
     """Return the oracles that these outcomes allow, by name; `settings` go to `measure_noise_free`."""
     return {
         name: measure_noise_free(
-            cost[expected.rows], expected.estimates, expected.score, test.image_id[expected.rows], **settings
+            cost[expected.rows],
+            expected.estimates,
+            expected.score,
+            test.cluster_id[expected.rows],
+            **settings,
         )
         for name, expected in list_expected_scores(test, resampled).items()
     }

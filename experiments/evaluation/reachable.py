@@ -66,9 +66,9 @@ class ReachableGap:
         estimates, score = expected.estimates[:, order], expected.score[:, order]
         self._table = table
         self._oracle = OraclePoints(
-            table.test.cost, estimates, score, test.image_id, num_prices=num_prices, is_timed=is_timed
+            table.test.cost, estimates, score, test.cluster_id, num_prices=num_prices, is_timed=is_timed
         )
-        self._means = PolicyMeans(number_images(test.image_id), timed=is_timed, repeats=table.test.repeats)
+        self._means = PolicyMeans(number_images(test.cluster_id), timed=is_timed, repeats=table.test.repeats)
         for name, points in table.policies.items():
             path_score = points.paths.score(score.mean(axis=0))
             self._means.add(name, points.points, points.paths, points.cost, path_score, name)

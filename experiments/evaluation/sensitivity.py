@@ -61,7 +61,7 @@ def divide_by_sensitivity(
     """
     rows = membership.rows
     table = test.select(rows)
-    image = number_images(table.image_id)
+    image = number_images(table.cluster_id)
     is_in_group = membership.group[:, None] == np.arange(len(GROUPS))
     values: dict[Any, Floats] = {
         ("fixed", "cost"): table.cost,

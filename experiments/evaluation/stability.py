@@ -81,7 +81,7 @@ def measure_stability(
             score[sample, before] - score[sample, after],
         ]
     ).astype(np.float64)
-    means = ImageMeans(number_images(changed.image_id))
+    means = ImageMeans(number_images(changed.cluster_id))
     means.add_columns("all", columns)
     estimates = bootstrap.estimate(lambda weights: {"all": means(weights)["all"][0]}, means.num_images)["all"]
     return Stability(len(rows), means.num_images, *(estimates[column] for column in range(6)))

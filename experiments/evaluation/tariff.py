@@ -184,7 +184,7 @@ def measure_savings(
     Intervals use as many resamples, and the same seed, as the comparison; they cover test images, not the
     noise of timings.
     """
-    image, samples = number_images(test.image_id), np.arange(len(test))
+    image, samples = number_images(test.cluster_id), np.arange(len(test))
     costs: dict[str, list[Floats]] = {"": [measure.of(test)[:, -1] for measure in measures]}
     for policy in comparison.policies:
         default = policy.default

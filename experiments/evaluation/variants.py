@@ -105,7 +105,7 @@ def compare_variants(
         if list(table.sample_id) != list(first.sample_id):
             raise ValueError(f"{name} of seed {seed} answered other questions than {variants[0].name}")
     keys, scores, costs = _collect(variants, tables, seeds)
-    image = number_images(first.image_id)
+    image = number_images(first.cluster_id)
     accuracy = _resample_accuracies(scores, image, seeds, bootstrap)
     nested = {scale: row for row, (series, scale) in enumerate(keys) if series == NESTED}
     compared = [row for row, (series, scale) in enumerate(keys) if series != NESTED and scale is not None]

@@ -69,7 +69,7 @@ def _tabulate_counts(exported: ExportedOutcomes) -> str:
 
 def tabulate_scores(table: OutcomeTable) -> str:
     """Return mean cost, and mean score in percent with its 95% interval over images, of each scale."""
-    image = number_images(table.image_id)
+    image = number_images(table.cluster_id)
     num_images = int(image.max()) + 1
     sums = np.stack([np.bincount(image, column) for column in table.score.T.astype(np.float64)], axis=1)
     counts = np.bincount(image).astype(np.float64)

@@ -237,7 +237,7 @@ class Target:
         """Read the target in `labels/<task>`; with `allow_small` there may be fewer than `number` samples."""
         split = join_labels({task: read_labels(labels / task, "calibration")})
         number = min(number, len(split)) if allow_small else number
-        return cls(task, split, split.select(draw_samples(split.outcomes.image_id, number, seed)))
+        return cls(task, split, split.select(draw_samples(split.outcomes.cluster_id, number, seed)))
 
     @property
     def few_name(self) -> str:
@@ -245,8 +245,8 @@ class Target:
 
     def select_rest(self) -> Labels:
         """Return the calibration split without the images of the few samples."""
-        few_images = self.few.outcomes.image_id.astype(str)
-        return self.calibration.select(~np.isin(self.calibration.outcomes.image_id.astype(str), few_images))
+        few_images = self.few.outcomes.cluster_id.astype(str)
+        return self.calibration.select(~np.isin(self.calibration.outcomes.cluster_id.astype(str), few_images))
 
 
 def transfer(

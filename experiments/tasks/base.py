@@ -25,7 +25,8 @@ class Sample:
     `question` is the complete question given to the model, suffix included. `metric` names how answers are
     scored: one of `experiments.tasks.scoring.METRICS`, unless the task defines its own `score`.
     `attributes` (number of items, ...; "kind" is the question type) are for analysis only: no predictor sees
-    them.
+    them. Images that are not independent share a name in the attribute "cluster": intervals and guarantees
+    resample them as one, and the task has to divide them into splits together.
     """
 
     sample_id: str

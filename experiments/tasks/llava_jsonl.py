@@ -33,6 +33,7 @@ from experiments.tasks.rows import BadRow, RowFile, list_reasons
 from experiments.tasks.scoring import check_metric
 from m3_backbone.arguments import PositiveInt, PromptText, checked
 from m3_backbone.outcomes.shards import digest_file
+from m3_backbone.outcomes.table import CLUSTER
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +194,7 @@ class LlavaJsonl(Task):
         for image_id in self._index.images[split]:
             for place in self._index.places[image_id]:
                 question = self._read(place, self._files[place.file].read(place.offset))
+                cluster = self._find_cluster(image_id)
                 yield Sample(
                     sample_id=question.sample_id,
                     image_id=image_id,
@@ -201,7 +203,11 @@ class LlavaJsonl(Task):
                     question=question.text,
                     references=question.references,
                     metric=self.metric,
-                    attributes={"kind": question.kind, **self.attributes},
+                    attributes={
+                        "kind": question.kind,
+                        **self.attributes,
+                        **({CLUSTER: cluster} if cluster != image_id else {}),
+                    },
                 )
 
     def image(self, image_id: str) -> Image.Image:
@@ -266,7 +272,7 @@ class LlavaJsonl(Task):
             self._fractions,
             self._seed,
             carve="calibration" not in own_splits.values(),
-            name=self._name_for_division,
+            name=self._find_cluster,
         )
         return Index(images, own_splits, places)
 
@@ -282,8 +288,8 @@ class LlavaJsonl(Task):
         options = " ".join(f"+task.fields.{field}=NAME" for field in absent)
         return f"; the first row has the fields {listed}: name the right one with {options}"
 
-    def _name_for_division(self, image_id: str) -> str:
-        """Return the name whose hash places an image; images with one name are in one split."""
+    def _find_cluster(self, image_id: str) -> str:
+        """Return the name that an image shares with those that are divided and resampled with it."""
         return image_id
 
     def _read(self, place: Place, row: dict[str, Any]) -> Question:

@@ -111,7 +111,7 @@ class VideoJsonl(LlavaJsonl):
             max_seconds=self._max_seconds,
         )
 
-    def _name_for_division(self, image_id: str) -> str:
+    def _find_cluster(self, image_id: str) -> str:
         return self._clips[image_id].digest
 
     def _read(self, place: Place, row: dict[str, Any]) -> Question:

@@ -70,22 +70,22 @@ class CurveLabels:
     def divide(cls, folder: Path, validation_fraction: float, seed: int, *, soft: bool) -> Self:
         """Divide the train split; with `soft`, the pool has only images with sampled answers."""
         labels = _read(folder, soft=False).labels
-        images = order_images(labels.outcomes.image_id, seed)
+        images = order_images(labels.outcomes.cluster_id, seed)
         measured = images[-count_validation(folder, validation_fraction) :]
-        is_measured = np.isin(labels.outcomes.image_id.astype(str), measured)
+        is_measured = np.isin(labels.outcomes.cluster_id.astype(str), measured)
         split = _read(folder, soft=soft)
-        in_pool = ~np.isin(split.labels.outcomes.image_id.astype(str), measured)
+        in_pool = ~np.isin(split.labels.outcomes.cluster_id.astype(str), measured)
         return cls(split.labels.select(in_pool), labels.select(is_measured), split)
 
     @property
     def num_images(self) -> int:
         """Number of images that can be trained on."""
-        return len(set(self.pool.outcomes.image_id))
+        return len(set(self.pool.outcomes.cluster_id))
 
 
 def count_validation(folder: Path, validation_fraction: float) -> int:
     """Return the number of images of the train split on which results are measured."""
-    num_images = len(set(_read(folder, soft=False).labels.outcomes.image_id))
+    num_images = len(set(_read(folder, soft=False).labels.outcomes.cluster_id))
     return max(1, round(validation_fraction * num_images))
 
 
@@ -154,7 +154,7 @@ class CurveTraining:
         num_runs = count_runs(self.labels) if self.subset.soft else 1
         measurement = Measurement(
             predictor=self.predictor.name,
-            num_images=len(set(subset.outcomes.image_id)),
+            num_images=len(set(subset.outcomes.cluster_id)),
             questions_per_image=self.subset.questions_per_image,
             soft=self.subset.soft,
             seed=self.seed,

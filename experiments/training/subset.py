@@ -43,13 +43,13 @@ class Subset:
     def take(self, labels: Labels, seed: int) -> Labels:
         """Return the part of the training labels. Raises ValueError for more images than there are."""
         if self.num_images is not None:
-            images = order_images(labels.outcomes.image_id, seed)
+            images = order_images(labels.outcomes.cluster_id, seed)
             if self.num_images > len(images):
                 raise ValueError(
                     f"labels.num_images={self.num_images}, but {len(images)} images can be trained on: give "
                     "at most as many, or null for all"
                 )
-            labels = labels.select(np.isin(labels.outcomes.image_id.astype(str), images[: self.num_images]))
+            labels = labels.select(np.isin(labels.outcomes.cluster_id.astype(str), images[: self.num_images]))
         if self.questions_per_image is not None:
             labels = take_questions(labels, self.questions_per_image, seed)
         return labels

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -30,6 +31,8 @@ from m3_backbone.outcomes.shards import (
 
 __all__ = ["SCHEMA_VERSION", "HeldOutAccess", "OutcomeTable", "Rows", "check_fingerprints"]
 
+# Attribute of samples whose images are not independent, such as parts of one video: a name that they share.
+CLUSTER = "cluster"
 _TEXT_COLUMNS = ("sample_id", "image_id", "task", "kind", "question", "metric")
 _OUTCOME_COLUMNS = (
     "score",
@@ -82,9 +85,9 @@ class OutcomeTable:
     `options` describe imported outcomes, whose `visual_tokens` are costs in units of `options.unit`; None for
     outcomes of a backbone. Imported outcomes were not measured: `nll` and `margin` are nan,
     `reference_tokens` and `prefill_flops` 0, and none of them is stored.
-    `attributes` are for analysis only. `fingerprints` identify weights, data, prompt and decoding. `origin`
-    is the source of the table in error messages. Raises ValueError for inconsistent shapes, values out of
-    range and duplicate sample ids.
+    `attributes` are for analysis only, except `CLUSTER`. `fingerprints` identify weights, data, prompt and
+    decoding. `origin` is the source of the table in error messages. Raises ValueError for inconsistent
+    shapes, values out of range and duplicate sample ids.
     """
 
     scales: tuple[int, ...]
@@ -115,6 +118,15 @@ class OutcomeTable:
     family: Family = "pooled"
     options: Options | None = None
     origin: str = field(default="outcome table", repr=False)
+
+    @cached_property
+    def cluster_id(self) -> np.ndarray:
+        """What is resampled, certified and divided as one, `[rows]`: attribute `CLUSTER`, else the image."""
+        clusters = [attributes.get(CLUSTER) for attributes in self.attributes]
+        if not any(clusters):
+            return self.image_id
+        pairs = zip(clusters, self.image_id, strict=True)
+        return np.array([str(cluster or image_id) for cluster, image_id in pairs], dtype=object)
 
     def __post_init__(self) -> None:
         for name in self._columns:

@@ -75,6 +75,7 @@ def test_question_about_one_frame_shows_that_frame(scenes):
     task = make_task(folder, num_frames=1)
     samples = {sample.sample_id: sample for sample in list_samples(task)}
     assert len({sample.split for sample in samples.values()}) == 1  # parts of one video
+    assert len({sample.attributes["cluster"] for sample in samples.values()}) == 1
     for number, (original, image) in enumerate(zip(asked, images, strict=True)):
         sample = samples[f"mine/frame-{number}"]
         assert (sample.question, sample.references) == (original.question, original.references)
