@@ -188,7 +188,7 @@ def test_guarantee_is_reported(store, tmp_path):
     assert found["drop"]["low"] <= found["drop"]["value"] <= found["drop"]["high"]
     printed = "\n".join(write_sentences(findings))
     assert "with probability 0.9, question_only scores at most 20 points below the finest scale" in printed
-    assert "all 2 together with at least 0.8" in printed
+    assert "all together with at least 0.8" in printed
 
 
 def test_joint_guarantees_are_certified_at_a_share_of_delta(store, tmp_path):
