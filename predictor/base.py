@@ -88,7 +88,10 @@ class ScalePredictor(folders.Buildable, ABC):
         )
         shared = set(train.outcomes.cluster_id) & set(validation.outcomes.cluster_id)
         if shared:
-            raise ValueError(f"image {min(shared)!r} is in train and in validation: split by image")
+            raise ValueError(
+                f"image {min(shared)!r} is in train and in validation: split by image, or by cluster if "
+                "samples have one"
+            )
         self.calibrator = None
         self._resolve_positions(tuple(train.inputs.visual), train.inputs.asking_prompt)
         self._fit(train, validation, context or FitContext())

@@ -76,7 +76,7 @@ def tabulate(
         "name": name,
         "scales": test.scales,
         "num_samples": len(all_rows),
-        "num_images": len(np.unique(test.image_id)),
+        "num_images": len(np.unique(test.cluster_id)),
         "rows": rows,
         "left_out": describe_left_out(len(by_type)),
         "oracles": oracles,

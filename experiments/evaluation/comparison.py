@@ -282,7 +282,10 @@ def compare_policies(
         if not len(outcomes):
             raise ValueError(f"the {split} split is empty, and nothing can be compared: label images of it")
     if shared := set(calibration.cluster_id) & set(test.cluster_id):
-        raise ValueError(f"image {min(shared)!r} is in calibration and in test: split by image")
+        raise ValueError(
+            f"image {min(shared)!r} is in calibration and in test: split by image, or by cluster if samples "
+            "have one"
+        )
     table = tabulate_policies(calibration, test, policies, measure, grid)
     reachable = ReachableGap.list_all(
         table, test, resampled, num_prices=grid.num_prices, is_timed=measure.timings is not None

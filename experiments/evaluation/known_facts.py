@@ -33,7 +33,7 @@ from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.statistics import Bootstrap, Bootstrapped, Estimate, adjust_p_values
 from experiments.tasks.sizes import allows_interval
 from m3_backbone.outcomes.labels import Labels, VisualTokens
-from m3_backbone.outcomes.table import OutcomeTable
+from m3_backbone.outcomes.table import CLUSTER, OutcomeTable
 from predictor.classical.tabular import has_terms
 
 MAX_WORDS = 200
@@ -219,7 +219,11 @@ def _select_answered(labels: Labels, split: str) -> Labels:
 def _list_facts(table: OutcomeTable) -> list[dict[str, str | float]]:
     """Return question type and attributes of each sample; only finite numbers and strings are kept."""
     return [
-        {name: value for name, value in {**attributes, "kind": str(kind)}.items() if _is_fact(value)}
+        {
+            name: value
+            for name, value in {**attributes, "kind": str(kind)}.items()
+            if name != CLUSTER and _is_fact(value)
+        }
         for kind, attributes in zip(table.kind, table.attributes, strict=True)
     ]
 

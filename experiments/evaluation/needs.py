@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from m3_backbone.outcomes.table import OutcomeTable
+from m3_backbone.outcomes.table import CLUSTER, OutcomeTable
 
 # A scale is sufficient if its mean score is at most this much below the best scale's.
 MARGIN = 0.01
@@ -92,7 +92,7 @@ def map_needs(
 
 def map_attributes(table: OutcomeTable, margin: float = MARGIN) -> list[NeedMap]:
     """Return maps of the first attributes that vary and have a cell with enough questions."""
-    names = dict.fromkeys(name for attributes in table.attributes for name in attributes)
+    names = dict.fromkeys(name for attributes in table.attributes for name in attributes if name != CLUSTER)
     varying = [name for name in names if len(_find_edges(_read_attribute(table, name), NUM_BINS)) > 1]
     maps = [map_needs(table, name, margin=margin) for name in varying]
     return [need_map for need_map in maps if need_map.needs][:MAX_ATTRIBUTES]

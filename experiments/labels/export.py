@@ -108,6 +108,8 @@ def tabulate(split: str, table: OutcomeTable, images: Mapping[str, str]) -> pa.T
         "reference": pa.array(table.references, type=pa.list_(pa.string())),
         "metric": table.metric.tolist(),
     }
+    if table.cluster_id is not table.image_id:
+        columns["cluster"] = table.cluster_id.tolist()
     if images:
         columns["image"] = pa.array([images.get(image_id) for image_id in table.image_id], type=pa.string())
     costs = table.visual_tokens if table.options is None else table.cost

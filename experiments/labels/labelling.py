@@ -124,7 +124,7 @@ class Labelling:
     images_per_batch: int
     num_workers: int
     engine: Engine
-    record: WorkRecord
+    record: WorkRecord | None
 
     def is_finished(self) -> bool:
         """Whether the folder has all samples, and no image that could not be read is readable now."""
@@ -198,7 +198,8 @@ class Labelling:
         """Keep the record of this process in the folder while it works on the plan."""
         blocks = {name: (digest, work.sizes[name]) for name, digest in work.digests.items()}
         content = {"part": str(self.subset), "blocks": blocks}
-        return self.target.recording(self.subset.file_name, self.record.model_copy(update=content))
+        record = self.record or WorkRecord.begin()
+        return self.target.recording(self.subset.file_name, record.model_copy(update=content))
 
 
 def label(
@@ -265,7 +266,7 @@ def label(
         images_per_batch=images_per_batch,
         num_workers=num_workers,
         engine=engine or LocalEngine(),
-        record=record or WorkRecord.begin(),
+        record=record,
     )
     if not overwrite and is_of_earlier_version(target.path):
         with target.locked(timeout=None):

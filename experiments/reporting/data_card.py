@@ -63,7 +63,7 @@ def render_card(
 def _tabulate_counts(exported: ExportedOutcomes) -> str:
     rows = [["split", "questions", "images"]]
     for split, table in exported.tables.items():
-        rows.append([split, f"{len(table):,}", f"{len(set(table.image_id)):,}"])
+        rows.append([split, f"{len(table):,}", f"{len(set(table.cluster_id)):,}"])
     return format_markdown(rows)
 
 

@@ -57,7 +57,7 @@ class Samples:
         """Return the samples of this many images (`find_images`); None: all."""
         if number is None:
             return self
-        rows = find_images(self.outcomes.image_id, number)
+        rows = find_images(self.outcomes.cluster_id, number)
         answered = None if self.answered is None else self.answered.select(rows)
         return Samples(self.estimates[rows], self.outcomes.select(rows), answered)
 
@@ -85,7 +85,7 @@ def read_label_samples(
     """
     predictor.check_backbone(labels.outcomes.fingerprints)
     if number is not None:
-        labels = labels.select(find_images(labels.outcomes.image_id, number))
+        labels = labels.select(find_images(labels.outcomes.cluster_id, number))
     if calibrator is not None:
         half, labels = split_for_calibrator(labels)
         predictor.calibrate(half, copy.deepcopy(calibrator))

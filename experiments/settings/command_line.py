@@ -122,15 +122,17 @@ class Composing:
     config_dir: Path
     config_name: str
     is_raising: bool = False
+    _before: str | None = None
 
     def run(self, command: Callable[[], Any], arguments: Sequence[str]) -> Any:
         """Call the command; SystemExit with status 2 if `arguments`, those in `sys.argv`, have an error."""
-        self.is_raising = FULL_ERROR not in os.environ
+        self._before = os.environ.get(FULL_ERROR)
+        self.is_raising = self._before != "1"
         if self.is_raising:
             os.environ[FULL_ERROR] = "1"
         try:
             return command()
-        except (HydraException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             if not self.is_raising:
                 raise
             mistake = _describe_composing(self.config_dir, self.config_name, arguments, error)
@@ -142,7 +144,9 @@ class Composing:
     def end(self) -> None:
         """Leave errors to Hydra from now on."""
         if self.is_raising:
-            os.environ.pop(FULL_ERROR, None)
+            del os.environ[FULL_ERROR]
+            if self._before is not None:
+                os.environ[FULL_ERROR] = self._before
             self.is_raising = False
 
 

@@ -231,6 +231,7 @@ class LlavaJsonl(Task):
         self.skipped[:] = self._reader.references.read_files() if self._reader.references else []
         places: dict[str, list[Place]] = {}
         own_splits: dict[str, Split | None] = {}
+        split_of_cluster: dict[str, Split | None] = {}
         sample_ids: set[str] = set()
         unused: Counter[str] = Counter()
         for file_number, file in enumerate(self._files):
@@ -246,9 +247,11 @@ class LlavaJsonl(Task):
                         raise BadRow(
                             "this question_id came before: +task.fields.question_id=null numbers the rows"
                         )
-                    own_split = own_splits.setdefault(question.image_id, question.own_split)
+                    cluster = self._find_cluster(question.image_id)
+                    own_split = split_of_cluster.setdefault(cluster, question.own_split)
                     if own_split != question.own_split:
-                        raise BadRow(f"image {question.image_id!r} came before with split {own_split}")
+                        raise BadRow(f"image {cluster!r} came before with split {own_split}")
+                    own_splits[question.image_id] = own_split
                 except BadRow as error:
                     self.skipped.append(skipped_row | {"reason": str(error)})
                 else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from experiments.tasks.base import SPLITS, Split, Task
+from m3_backbone.outcomes.table import CLUSTER
 from predictor.splitting import apportion
 
 # Splits with fewer images are refused unless `allow_small=true`; fewer test images give no interval.
@@ -179,7 +180,15 @@ def _write_fractions(divided_by: str, fractions: Mapping[Split, float]) -> str:
 
 
 def count_images(task: Task, split: Split, limit: int | None = None, most: int | None = None) -> int:
-    """Return the number of images in a split of a task, within `limit`; counting stops at `most`."""
-    bounds = [bound for bound in (limit, most) if bound is not None]
-    runs = itertools.groupby(task.samples(split), key=lambda sample: sample.image_id)
-    return sum(1 for _ in itertools.islice(runs, min(bounds) if bounds else None))
+    """Return the number of images in the first `limit` of a split; counting stops at `most`.
+
+    Images of one cluster, as parts of a video, count as one.
+    """
+    images = itertools.groupby(task.samples(split), key=lambda sample: sample.image_id)
+    clusters: set[str] = set()
+    for image_id, samples in itertools.islice(images, limit):
+        if most is not None and len(clusters) >= most:
+            break
+        cluster = next(samples).attributes.get(CLUSTER)
+        clusters.add(image_id if cluster is None else str(cluster))
+    return len(clusters)

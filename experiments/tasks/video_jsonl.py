@@ -19,6 +19,7 @@ from experiments.tasks.questions import Question
 from experiments.tasks.rows import BadRow
 from experiments.tasks.video import FrameChoice, check_video_package, read_collage
 from m3_backbone.arguments import PositiveFloat, PositiveInt, checked
+from m3_backbone.images import explain
 from m3_backbone.outcomes.shards import digest_file
 
 MAX_SECONDS = 4 * 3600.0
@@ -84,6 +85,8 @@ class VideoJsonl(LlavaJsonl):
         """JSON object that determines the samples."""
         choice = self._choice
         return super().content | {
+            # Labels of earlier versions have no clusters: they are not continued.
+            "cluster": "video",
             "num_frames": choice.num_frames,
             "every": choice.every,
             "columns": choice.columns,
@@ -98,7 +101,11 @@ class VideoJsonl(LlavaJsonl):
         if clip is None:
             raise UnreadableImage(image_id, "no question of the task has this video and choice of frames")
         path = locate_file(self.images, clip.name)
-        if digest_file(path)[:16] != clip.digest:
+        try:
+            is_same = digest_file(path)[:16] == clip.digest
+        except OSError as error:
+            raise UnreadableImage(clip.name, explain(error)) from error
+        if not is_same:
             raise UnreadableImage(clip.name, "the file has changed since the questions were read")
         return read_collage(
             path,

@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
+from typing import Any
 
 import numpy as np
 
 from m3_backbone.outcomes.labels import Inputs, Labels, VisualTokens
-from m3_backbone.outcomes.table import OutcomeTable
+from m3_backbone.outcomes.table import CLUSTER, OutcomeTable
 
 
 def join_labels(parts: Mapping[str, Labels]) -> Labels:
@@ -29,6 +30,7 @@ def join_labels(parts: Mapping[str, Labels]) -> Labels:
             fingerprints={**table.fingerprints, **joint},
             sample_id=_rename(name, table.sample_id),
             image_id=_rename(name, table.image_id),
+            attributes=[_rename_cluster(name, attributes) for attributes in table.attributes],
             origin=f"labels of {name}",
         )
         for name, table in zip(names, tables, strict=True)
@@ -71,6 +73,11 @@ def as_backbone(labels: Labels, like: Labels) -> Labels:
         first_probability=None,
     )
     return Labels(inputs=inputs, outcomes=outcomes)
+
+
+def _rename_cluster(task: str, attributes: dict[str, Any]) -> dict[str, Any]:
+    cluster = attributes.get(CLUSTER)
+    return attributes if cluster is None else {**attributes, CLUSTER: f"{task}/{cluster}"}
 
 
 def _rename(task: str, names: np.ndarray) -> np.ndarray:

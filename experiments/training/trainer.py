@@ -96,7 +96,7 @@ class TrainingLabels:
         if budget is None:
             return None
         lowest = float(outcomes.cost.min(axis=1).mean())
-        if budget < lowest:
+        if budget < lowest * (1 - 1e-9):  # imported costs are rounded
             noun = "visual tokens" if outcomes.options is None else outcomes.options.cost
             raise ValueError(
                 f"budget={budget:g}: the cheapest scale of each calibration sample takes {lowest:.4g} {noun} "
@@ -193,7 +193,7 @@ def _train(
     # Written to a temporary folder that is renamed at the end, so that a folder is always complete.
     staging = target.with_name(f".{target.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
-    num_images = len({*train.outcomes.image_id, *validation.outcomes.image_id})
+    num_images = len({*train.outcomes.cluster_id, *validation.outcomes.cluster_id})
     earlier = _find_earlier(target.parent, identity, num_images)
     if earlier is not None:
         predictor, seconds = earlier

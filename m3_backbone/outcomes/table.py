@@ -123,10 +123,11 @@ class OutcomeTable:
     def cluster_id(self) -> np.ndarray:
         """What is resampled, certified and divided as one, `[rows]`: attribute `CLUSTER`, else the image."""
         clusters = [attributes.get(CLUSTER) for attributes in self.attributes]
-        if not any(clusters):
+        if all(cluster is None for cluster in clusters):
             return self.image_id
         pairs = zip(clusters, self.image_id, strict=True)
-        return np.array([str(cluster or image_id) for cluster, image_id in pairs], dtype=object)
+        names = [str(image_id if cluster is None else cluster) for cluster, image_id in pairs]
+        return np.array(names, dtype=object)
 
     def __post_init__(self) -> None:
         for name in self._columns:

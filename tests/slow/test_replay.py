@@ -25,7 +25,7 @@ from tests.experiments.serving.conftest import ask, make_local, serve, to_url
 STORE = os.environ.get("TOKENSCALE_STORE", "")
 LABELS = Path(STORE) / "labels" / "tiny_m3" / "scenes"
 NUM_QUESTIONS = int(os.environ.get("REPLAY_QUESTIONS", "300"))
-PRICES = (0.0, 0.02, 0.05, 0.2, 1.0)
+PRICES = tuple(map(float, os.environ.get("REPLAY_PRICES", "0,0.02,0.05,0.2,1").split(",")))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),

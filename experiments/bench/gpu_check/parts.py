@@ -16,7 +16,7 @@ from m3_backbone.conformance.subject import select_by_words
 from m3_backbone.outcomes.manifest import seal, unseal
 from m3_backbone.outcomes.shards import write_text
 
-FORMAT = 1
+FORMAT = 2
 MAX_REASON = 400
 Status = Literal["agrees", "differs", "measured", "failed", "unavailable"]
 # Parts with another status run again.

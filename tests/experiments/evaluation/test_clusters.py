@@ -9,6 +9,7 @@ from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.guarantee import find_guarantee
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.statistics import Bootstrap
+from experiments.training.joining import join_labels
 from m3_backbone.outcomes.labels import Labels
 from m3_backbone.outcomes.table import CLUSTER
 from predictor.splitting import split_for_calibrator, split_validation
@@ -42,6 +43,14 @@ def test_intervals_and_guarantees_are_those_of_the_clusters():
     for key, metric in whole.metrics.items():
         np.testing.assert_array_equal(cut.metrics[key].low, metric.low)
         np.testing.assert_array_equal(cut.metrics[key].value, metric.value)
+
+
+def test_joined_labels_of_several_tasks_share_no_cluster():
+    labels = make_labels(5, seed=0)
+    labels = Labels(inputs=labels.inputs, outcomes=cut_images(labels.outcomes))
+    joined = join_labels({"one": labels, "two": labels}).outcomes
+    assert len(set(joined.cluster_id)) == 10
+    assert {name.split("/")[0] for name in joined.cluster_id} == {"one", "two"}
 
 
 def test_no_cluster_is_on_both_sides():

@@ -13,6 +13,7 @@ from experiments.labels.labelling import label
 from experiments.tasks.base import SPLITS
 from experiments.tasks.images import UnreadableImage
 from experiments.tasks.scenes import Scenes
+from experiments.tasks.sizes import count_images
 from experiments.tasks.video import FrameChoice
 from experiments.tasks.video_jsonl import VideoJsonl
 from m3_backbone.llava.backbone import LlavaBackbone
@@ -120,6 +121,21 @@ def test_tasks_with_other_frames_have_the_same_samples_in_the_same_splits(tmp_pa
     ]
     assert few.fingerprint != many.fingerprint
     assert not {s.image_id for s in list_samples(few)} & {s.image_id for s in list_samples(many)}
+
+
+def test_parts_of_a_video_are_in_one_split_and_count_as_one(tmp_path):
+    for number in range(2):
+        write_video(tmp_path / f"{number}.mp4", [Image.new("RGB", (16, 16), (90 * number, 0, 0))] * 4)
+    rows = [
+        {"question_id": n, "video": f"{n // 3}.mp4", "text": "what?", "answer": "red", "start": n % 3}
+        for n in range(6)
+    ]
+    splits = ("test", "test", "test", "test", "train", "test")
+    write_rows(tmp_path, [{**row, "split": split} for row, split in zip(rows, splits, strict=True)])
+    task = make_task(tmp_path)
+    assert len(list_samples(task)) == 5 and count_images(task, "test") == 2
+    ((reason,),) = [[row["reason"] for row in task.skipped]]
+    assert "came before with split test" in reason
 
 
 def test_part_of_a_long_video_is_read_by_seeking(tmp_path):
