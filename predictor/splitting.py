@@ -42,13 +42,13 @@ def split_validation(labels: Labels, fraction: float, seed: int) -> tuple[Labels
     return labels.select(~mask), labels.select(mask)
 
 
-def order_images(image_id: np.ndarray, seed: int) -> list[str]:
+def order_images(cluster_id: np.ndarray, seed: int) -> list[str]:
     """Return the distinct images in the order of a hash of seed and id.
 
     The first n images for one seed are among the first m > n, and the order of two images does not depend on
     the others.
     """
-    images = np.unique(image_id.astype(str)).tolist()
+    images = np.unique(cluster_id.astype(str)).tolist()
     return sorted(images, key=lambda image: _hash_to_unit(f"order/{seed}/{image}"))
 
 
@@ -68,14 +68,14 @@ def take_questions(labels: Labels, questions_per_image: int, seed: int) -> Label
     return labels.select(is_taken)
 
 
-def calibrator_half(image_id: np.ndarray) -> np.ndarray:
+def calibrator_half(cluster_id: np.ndarray) -> np.ndarray:
     """Return a mask `[num_samples]` of the samples whose images are in the half for calibrators.
 
     A guarantee for calibrated estimates must use the other half. With at least `FEW_IMAGES` images, an image
     is selected by a hash of its id only; of fewer images exactly half are selected, rounded up. The other
     half is empty for a single image.
     """
-    image_ids, image_of = np.unique(image_id.astype(str), return_inverse=True)
+    image_ids, image_of = np.unique(cluster_id.astype(str), return_inverse=True)
     hashes = np.array([_hash_to_unit(f"calibrator/{image}") for image in image_ids])
     if len(image_ids) < FEW_IMAGES:
         is_in_half = _take_lowest(hashes, (len(image_ids) + 1) // 2)

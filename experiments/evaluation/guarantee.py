@@ -217,12 +217,12 @@ def find_guarantee(
     )
 
 
-def order_images(image_id: ArrayLike) -> NDArray[np.int64]:
+def order_images(cluster_id: ArrayLike) -> NDArray[np.int64]:
     """Return the image numbers of `number_images`, sorted by the SHA-256 digest of the ids, `[num_images]`.
 
     The order is the same in every run: there is no seed that could be varied until a price is certified.
     """
-    ids = np.asarray(image_id, dtype=object)
+    ids = np.asarray(cluster_id, dtype=object)
     names = dict(zip(number_images(ids).tolist(), ids, strict=True))
     digests = [hashlib.sha256(str(names[number]).encode()).digest() for number in range(len(names))]
     return np.array(sorted(range(len(names)), key=digests.__getitem__), dtype=np.int64)

@@ -48,9 +48,9 @@ class Estimate:
         return Estimate(self.value[index], self.low[index], self.high[index])
 
 
-def number_images(image_id: ArrayLike) -> NDArray[np.int64]:
-    """Return the number (0, 1, ...) of each sample's image, `[num_samples]`."""
-    encoded = pa.array(np.asarray(image_id, dtype=object), pa.string()).dictionary_encode()
+def number_images(cluster_id: ArrayLike) -> NDArray[np.int64]:
+    """Return the number (0, 1, ...) of each sample's image or cluster of images, `[num_samples]`."""
+    encoded = pa.array(np.asarray(cluster_id, dtype=object), pa.string()).dictionary_encode()
     # Images are numbered in the order of their ids, whatever the order of the samples.
     rank = np.empty(len(encoded.dictionary), dtype=np.int64)
     rank[pc.sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))

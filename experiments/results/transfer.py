@@ -330,19 +330,19 @@ def digest_predictor(predictor: ScalePredictor) -> str:
         return join_digests(digest_files(Path(folder)))
 
 
-def draw_samples(image_id: np.ndarray, number: int, seed: int) -> np.ndarray:
+def draw_samples(cluster_id: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Return the sorted indices of `number` samples of images chosen at random; the last may be incomplete.
 
     Raises ValueError if `number` is below 1 or there are fewer samples.
     """
     if number < 1:
         raise ValueError(f"num_recalibration must be at least 1, got {number}")
-    if number > len(image_id):
+    if number > len(cluster_id):
         raise ValueError(
-            f"the calibration split has {len(image_id)} samples, fewer than num_recalibration={number}: "
-            f"label more, or set num_recalibration={len(image_id)} or lower"
+            f"the calibration split has {len(cluster_id)} samples, fewer than num_recalibration={number}: "
+            f"label more, or set num_recalibration={len(cluster_id)} or lower"
         )
-    images = np.random.default_rng(seed).permutation(np.unique(image_id.astype(str)))
+    images = np.random.default_rng(seed).permutation(np.unique(cluster_id.astype(str)))
     rank = {image: position for position, image in enumerate(images)}
-    order = np.argsort([rank[str(image)] for image in image_id], kind="stable")
+    order = np.argsort([rank[str(image)] for image in cluster_id], kind="stable")
     return np.sort(order[:number])

@@ -62,17 +62,17 @@ class Samples:
         return Samples(self.estimates[rows], self.outcomes.select(rows), answered)
 
 
-def find_images(image_id: np.ndarray, number: int) -> NDArray[np.bool_]:
+def find_images(cluster_id: np.ndarray, number: int) -> NDArray[np.bool_]:
     """Return the mask `[num_samples]` of the first `number` images in the order of a hash of their ids.
 
     Raises ValueError if there are fewer images.
     """
-    order = order_images(image_id)
+    order = order_images(cluster_id)
     if number > len(order):
         raise ValueError(
             f"num_images={number}: the samples have {len(order)} images: give fewer, or label more"
         )
-    return np.isin(number_images(image_id), order[:number])
+    return np.isin(number_images(cluster_id), order[:number])
 
 
 def read_label_samples(
