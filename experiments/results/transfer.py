@@ -205,7 +205,7 @@ def set_prices(
 
 
 @dataclass(frozen=True)
-class Trainer:
+class SourceTrainer:
     """Trains predictors on sources; what was trained on the same sources before is not trained again."""
 
     make_predictor: Callable[[], ScalePredictor]
@@ -289,7 +289,7 @@ def transfer(
         check_outside(make_predictor())
     like = targets[0].calibration if plan.is_foreign else None
     reader = SourceReader(labels, settings, plan.outcomes_of, like)
-    trainer = Trainer(make_predictor, reader, make_trainer)
+    trainer = SourceTrainer(make_predictor, reader, make_trainer)
     rows = []
     for target in targets:
         predictors = list(price_predictors(target, plan, trainer))
@@ -307,7 +307,7 @@ def transfer(
     return rows
 
 
-def price_predictors(target: Target, plan: TransferPlan, trainer: Trainer) -> Iterator[Priced]:
+def price_predictors(target: Target, plan: TransferPlan, trainer: SourceTrainer) -> Iterator[Priced]:
     """Return the predictors that are evaluated on a target, trained and with their prices."""
     sources, own = plan.find_sources(target.task), (Source(target.task),)
     calibrator = trainer.reader.settings.calibrator

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from experiments.tasks.base import SPLITS, Split, Task
-from m3_backbone.outcomes.table import CLUSTER
+from m3_backbone.outcomes.table import find_cluster
 from predictor.splitting import apportion
 
 # Splits with fewer images are refused unless `allow_small=true`; fewer test images give no interval.
@@ -189,6 +189,5 @@ def count_images(task: Task, split: Split, limit: int | None = None, most: int |
     for image_id, samples in itertools.islice(images, limit):
         if most is not None and len(clusters) >= most:
             break
-        cluster = next(samples).attributes.get(CLUSTER)
-        clusters.add(image_id if cluster is None else str(cluster))
+        clusters.add(find_cluster(image_id, next(samples).attributes))
     return len(clusters)

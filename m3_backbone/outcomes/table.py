@@ -51,6 +51,12 @@ HELD_OUT = "test"
 Rows = npt.NDArray[np.bool_] | npt.NDArray[np.integer[Any]] | Sequence[int] | slice
 
 
+def find_cluster(image_id: str, attributes: Mapping[str, Any]) -> str:
+    """Return the cluster of a sample: its attribute `CLUSTER`, or its image if it has none."""
+    cluster = attributes.get(CLUSTER)
+    return image_id if cluster is None else str(cluster)
+
+
 @dataclass(frozen=True)
 class HeldOutAccess:
     """Permission to read the test split of one label folder.
@@ -122,12 +128,10 @@ class OutcomeTable:
     @cached_property
     def cluster_id(self) -> np.ndarray:
         """What is resampled, certified and divided as one, `[rows]`: attribute `CLUSTER`, else the image."""
-        clusters = [attributes.get(CLUSTER) for attributes in self.attributes]
-        if all(cluster is None for cluster in clusters):
+        if not any(CLUSTER in attributes for attributes in self.attributes):
             return self.image_id
-        pairs = zip(clusters, self.image_id, strict=True)
-        names = [str(image_id if cluster is None else cluster) for cluster, image_id in pairs]
-        return np.array(names, dtype=object)
+        pairs = zip(self.image_id, self.attributes, strict=True)
+        return np.array([find_cluster(image_id, attributes) for image_id, attributes in pairs], dtype=object)
 
     def __post_init__(self) -> None:
         for name in self._columns:

@@ -220,8 +220,7 @@ class Attacker:
 
     async def unread(self):
         """Take all requests that the server answers at a time, and read nothing."""
-        content = format_request({**self.body, "user": "endless", "stream": True})
-        opened = [await self.connect(content) for _ in range(MAX_REQUESTS)]
+        opened = await self.open_endless_streams()
         for _, writer in opened:
             writer.transport.pause_reading()
         started = time.monotonic()
@@ -234,13 +233,17 @@ class Attacker:
         return f"another request: {status} after {seconds:.1f} s; {self.count_busy()}"
 
     async def gone(self):
-        content = format_request({**self.body, "user": "endless", "stream": True})
-        opened = [await self.connect(content) for _ in range(MAX_REQUESTS)]
+        opened = await self.open_endless_streams()
         for reader, writer in opened:
             await reader.read(1000)
             writer.transport.abort()
         await asyncio.sleep(0.5)
         return f"{self.count_busy()}"
+
+    async def open_endless_streams(self):
+        """Return the readers and writers of as many streams as the server answers at a time."""
+        content = format_request({**self.body, "user": "endless", "stream": True})
+        return [await self.connect(content) for _ in range(MAX_REQUESTS)]
 
     def count_busy(self):
         return f"the engine goes on with {self.engine.num_busy}"

@@ -62,12 +62,18 @@ def read_records(folder):
 @pytest.fixture
 def run(folder, tmp_path):
     def run(
-        make_predictor=QuestionOnly, *, sources, calibrator=None, labels=folder, allow_small=False, **of_plan
+        make_predictor=QuestionOnly,
+        *,
+        sources,
+        calibrator=None,
+        labels=folder,
+        allow_small=False,
+        **planned,
     ):
         sources = [source if isinstance(source, Source) else Source(source) for source in sources]
         return transfer(
             make_predictor,
-            TransferPlan(sources=sources, **{"num_recalibration": 100, **of_plan}),
+            TransferPlan(sources=sources, **{"num_recalibration": 100, **planned}),
             labels=labels,
             recorder=EvaluationRecorder(tmp_path / "evaluations", "test"),
             settings=TrainingSettings(seed=0, validation_fraction=0.2, calibrator=calibrator),

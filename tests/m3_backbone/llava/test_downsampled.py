@@ -16,7 +16,7 @@ from m3_backbone.ladder import coinciding_scales
 from m3_backbone.llava.backbone import LlavaBackbone
 from m3_backbone.llava.downsampled import DownsampledLlavaBackbone
 from m3_backbone.loading.checkpoint import load_m3
-from tests.m3_backbone.native.reference import downsample_by_hand
+from tests.m3_backbone.native.reference import check_downsampled
 from tests.paths import FIXTURES
 from tests.query_checkpoint import write_query_checkpoint
 
@@ -104,18 +104,9 @@ def test_tiles_and_queries_encode_the_enlarged_image(kind, images, tmp_path):
         LlavaBackbone(folder, **settings),
         DownsampledLlavaBackbone(folder, downsampling="enlarged", **settings),
     )
+    patch_size = pooled.processor.images.patch_size
     for scale in pooled.scales:
-        small = []
-        for image in images:
-            patches = pooled.num_visual_tokens(image.size, scale)
-            assert enlarged.num_visual_tokens(image.size, scale) == patches
-            assert enlarged.vision_flops(image.size, scale) == pooled.vision_flops(image.size, scale)
-            small.append(downsample_by_hand(image, patches, pooled.processor.images.patch_size))
-        expected = pooled.answer(pooled.encode(small), QUESTIONS, scale)
-        answers = enlarged.answer(enlarged.encode(images), QUESTIONS, scale)
-        assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
-        views = pooled.view_image(small[0], scale), enlarged.view_image(images[0], scale)
-        assert [panel.image.tobytes() for panel in views[0]] == [panel.image.tobytes() for panel in views[1]]
+        check_downsampled(pooled, enlarged, images, scale, questions=QUESTIONS, patch_size=patch_size)
     (features,) = enlarged.compute_features(enlarged.encode(images[:1]), [1])
     assert "tower/norm_mean" in features.statistics
 

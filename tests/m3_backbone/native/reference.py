@@ -75,3 +75,22 @@ def downsample_by_hand(image, num_tokens, patch_size):
         return image
     small = [round(side * share**0.5) for side in image.size]
     return image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
+
+
+def check_downsampled(plain, downsampled, images, scale, *, questions, patch_size):
+    """A downsampled image costs what the image does, and is answered and shown as one shrunk by hand.
+
+    Returns the images shrunk and enlarged by hand.
+    """
+    small = []
+    for image in images:
+        num_tokens = plain.num_visual_tokens(image.size, scale)
+        assert downsampled.num_visual_tokens(image.size, scale) == num_tokens
+        assert downsampled.vision_flops(image.size, scale) == plain.vision_flops(image.size, scale)
+        small.append(downsample_by_hand(image, num_tokens, patch_size))
+    expected = plain.answer(plain.encode(small), questions, scale)
+    answers = downsampled.answer(downsampled.encode(images), questions, scale)
+    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
+    views = plain.view_image(small[0], scale), downsampled.view_image(images[0], scale)
+    assert [panel.image.tobytes() for panel in views[0]] == [panel.image.tobytes() for panel in views[1]]
+    return small

@@ -7,7 +7,7 @@ from PIL import Image
 from experiments.serving.adapters import ImageArguments
 from m3_backbone.images import shrink_and_enlarge
 from m3_backbone.native.random_backbone import open_random_backbone
-from tests.m3_backbone.native.reference import downsample_by_hand, draw_noise
+from tests.m3_backbone.native.reference import check_downsampled, draw_noise
 
 QUESTIONS = ("What color is the square?", "How many circles are there?")
 SCALES = {"qwen3_vl": (16, 64), "gemma4": (70, 140), "smolvlm": (4, 68), "internvl": (4, 12, 52)}
@@ -27,21 +27,14 @@ def test_a_downsampled_image_is_encoded_as_usual(model_type):
     assert downsampled.family == "native"
     num_changed = 0
     for scale in plain.scales:
-        small = []
-        for image in images:
-            num_tokens = plain.num_visual_tokens(image.size, scale)
-            assert downsampled.num_visual_tokens(image.size, scale) == num_tokens
-            assert downsampled.vision_flops(image.size, scale) == plain.vision_flops(image.size, scale)
-            small.append(downsample_by_hand(image, num_tokens, PATCH_SIZES[model_type]))
-            num_changed += small[-1] is not image
-        expected = plain.answer(plain.encode(small), QUESTIONS[:1] * len(images), scale)
-        answers = downsampled.answer(encoded, QUESTIONS[:1] * len(images), scale)
-        assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
+        questions, patch_size = QUESTIONS[:1] * len(images), PATCH_SIZES[model_type]
+        small = check_downsampled(
+            plain, downsampled, images, scale, questions=questions, patch_size=patch_size
+        )
+        num_changed += sum(after is not before for before, after in zip(images, small, strict=True))
         seen = [plain.visual_tokens(plain.encode(small), scale), downsampled.visual_tokens(encoded, scale)]
         for wanted, tokens in zip(*seen, strict=True):
             torch.testing.assert_close(tokens, wanted)
-        views = plain.view_image(small[0], scale), downsampled.view_image(images[0], scale)
-        assert [panel.image.tobytes() for panel in views[0]] == [panel.image.tobytes() for panel in views[1]]
         inputs = [
             b.generate_inputs(i, QUESTIONS[:1] * 3, scale) for b, i in ((plain, small), (downsampled, images))
         ]
