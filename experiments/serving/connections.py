@@ -24,8 +24,6 @@ def limit_connections(seconds: float) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            # Whatever the client has not read pauses writing, and is watched.
-            transport.set_write_buffer_limits(high=0)
             self._watch()
 
         def data_received(self, data: bytes) -> None:
@@ -40,24 +38,12 @@ def limit_connections(seconds: float) -> type[asyncio.Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._watch_reading(self.transport.get_write_buffer_size())
+            self._read_timer = self.loop.call_later(seconds, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
             if self._read_timer is not None:
                 self._read_timer.cancel()
-
-        def _watch_reading(self, before: int) -> None:
-            """Close the connection unless the client has read something when the time is over."""
-
-            def check() -> None:
-                rest = self.transport.get_write_buffer_size()
-                if rest < before:
-                    self._watch_reading(rest)
-                else:
-                    self.transport.abort()
-
-            self._read_timer = self.loop.call_later(seconds, check)
 
         def _watch(self) -> None:
             if self.cycle is not None and not self.cycle.response_complete:
