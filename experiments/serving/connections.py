@@ -12,9 +12,9 @@ def limit_connections(seconds: float) -> type[asyncio.Protocol]:
     """Return a protocol of uvicorn that closes connections whose client is too slow.
 
     A connection is closed when the head of a request has not arrived `seconds` after the connection was made
-    or the first byte came, when the client goes on for so long to send a body that was refused, and when it
-    has read nothing of a response for so long. The application limits the time of a body, and uvicorn that
-    between two requests.
+    or the first byte came, when no other request has come `seconds` after one whose body was refused, and
+    when the rest of a response waits for so long for its client to read. The application limits the time of a
+    body, and uvicorn that between two requests.
     """
 
     class LimitedProtocol(_Protocol):
@@ -36,8 +36,15 @@ def limit_connections(seconds: float) -> type[asyncio.Protocol]:
                 if timer is not None:
                     timer.cancel()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            # The rest of a refused body may never come, and then no data that would start the timer.
+            if self.cycle.more_body and self.cycle.response_complete:
+                self._watch()
+
         def pause_writing(self) -> None:
             super().pause_writing()
+            # Progress cannot be watched: uvloop counts a buffer as unwritten until all of it is written.
             self._read_timer = self.loop.call_later(seconds, self.transport.abort)
 
         def resume_writing(self) -> None:

@@ -60,6 +60,21 @@ def test_a_client_that_sends_a_byte_at_a_time_is_dropped(server, start):
             time.sleep(0.05)
 
 
+def test_a_client_that_goes_on_after_a_refusal_is_served(server):
+    """The rest of the refused body, and another request within the limit of time."""
+    with connect(server, POST) as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+        connection.sendall(b"a" * 9999 + b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        time.sleep(1.5 * SECONDS)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_sends_nothing_after_a_refusal_is_dropped(server):
+    with connect(server, POST) as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+        assert connection.recv(1) == b""
+
+
 def test_a_client_that_reads_nothing_is_dropped(server):
     with connect(server, b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"):
         assert server[1].wait(10)
