@@ -10,6 +10,9 @@ DOCS_INSTALLED := $(VENV)/.installed-docs
 # lmms-eval cannot share tokenscale's environment: its requirements contradict those of Hydra and wandb.
 LMMS := .venv-lmms
 LMMS_INSTALLED := $(LMMS)/.installed
+# Under latex2sympy2's pin of ANTLR, pip falls back to math-verify 0.1.0, which does not import. Only lmms-eval's
+# MathVista with reasoning needs it here, and none of our tasks needs latex2sympy2.
+MATH_VERIFY := math-verify==0.9.0 latex2sympy2-extended==1.11.0 antlr4-python3-runtime==4.13.2
 CODE := m3_backbone predictor experiments tests docs
 
 .DEFAULT_GOAL := help
@@ -40,7 +43,7 @@ paper: $(INSTALLED) ## every table and figure of docs/results.md; ARGS="paper=sh
 test: $(INSTALLED) ## the tests, offline, on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(ARGS)
 
-test-long: $(INSTALLED) ## tests that run whole commands and other processes
+test-long: $(INSTALLED) ## tests of whole commands, and of every option, example and backbone family
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) -m 'long and not slow' $(ARGS)
 
 test-slow: $(INSTALLED) ## tests that take minutes each: commands killed at random moments, flipped bits
@@ -52,6 +55,7 @@ $(LMMS_INSTALLED): pyproject.toml constraints-lmms.txt
 	$(PYTHON) -m venv $(LMMS)
 	$(LMMS)/bin/python -m pip install --quiet --constraint constraints-lmms.txt torch
 	$(LMMS)/bin/python -m pip install --quiet --constraint constraints-lmms.txt lmms-eval levenshtein --editable .
+	$(LMMS)/bin/python -m pip install --quiet --no-deps $(MATH_VERIFY)
 	$(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 

@@ -50,6 +50,7 @@ def read_command_lines(page: str) -> list[tuple[str, list[str]]]:
     return called
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", PAGES)
 def test_command_lines_are_accepted(page, tmp_path):
     search_path = []
@@ -101,6 +102,7 @@ def is_accepted(overrides: list[str], commands: list[str]) -> bool:
     return any(find_wrong_argument(CONF, command, overrides) is None for command in fitting)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", PAGES)
 def test_settings_in_the_text_are_accepted(page):
     """Code that consists of settings alone, as `shard=0/8`, fits at least one command."""

@@ -36,9 +36,6 @@ def read_imports(path: Path) -> set[str]:
     return imported
 
 
-IMPORTS = {module_name(path): read_imports(path) for path in MODULES}
-
-
 def test_third_party_imports_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {name: rows for name, rows in project["optional-dependencies"].items() if name != "dev"}
@@ -46,9 +43,10 @@ def test_third_party_imports_are_declared():
     declared = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
     distributions = packages_distributions()
     undeclared = {
-        f"{module} -> {name}"
-        for module, names in IMPORTS.items()
-        for name in {full.split(".")[0] for full in names} - set(ROOMS) - HOSTS - set(sys.stdlib_module_names)
+        f"{module_name(path)} -> {name}"
+        for path in MODULES
+        for name in {full.split(".")[0] for full in read_imports(path)}
+        - {*ROOMS, *HOSTS, *sys.stdlib_module_names}
         if not declared & {distribution.lower() for distribution in distributions.get(name, [])}
     }
     assert undeclared == set()

@@ -38,6 +38,7 @@ def wheel(tmp_path_factory):
         return zipfile.ZipFile(folder / build_wheel(str(folder)))
 
 
+@pytest.mark.long
 def test_wheel_holds_packages_data_and_configuration(wheel):
     files = [
         path.relative_to(ROOT).as_posix()
@@ -53,6 +54,7 @@ def test_wheel_holds_packages_data_and_configuration(wheel):
     assert shipped == expected
 
 
+@pytest.mark.long
 def test_unpacked_wheel_runs_with_its_own_configuration(wheel, tmp_path):
     wheel.extractall(tmp_path)
     command = [sys.executable, "-m", "experiments.run", "--info", "searchpath"]
@@ -93,6 +95,7 @@ def run_script(script, folder, *arguments):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
 
 
+@pytest.mark.long
 def test_script_runs_the_installed_command_beside_other_experiments(script, own_experiments):
     done = run_script(script, own_experiments, "run", "--info", "searchpath")
     assert done.returncode == 0, done.stderr
@@ -107,6 +110,7 @@ def test_script_finds_the_modules_of_the_user(script, own_experiments):
     assert "my_task.MyTask has no such argument, give one of its own: size" in done.stderr
 
 
+@pytest.mark.long
 def test_script_names_an_unknown_command(script, tmp_path):
     done = run_script(script, tmp_path, "lable")
     assert done.returncode == 2
@@ -207,6 +211,7 @@ for package in (m3_backbone, predictor):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_model_object_imports_nothing_that_it_does_not_need():
     unneeded = {"hydra", "omegaconf", "lightning", "pandas", "matplotlib", "plotly"}
     code = f"import sys, predictor.adaptive.model; print(sorted({unneeded} & sys.modules.keys()))"
@@ -214,6 +219,7 @@ def test_model_object_imports_nothing_that_it_does_not_need():
     assert output.strip() == "[]"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [["run"], ["label", "--help"]])
 def test_a_command_without_its_extra_names_it(arguments):
     code = f"from experiments.cli import main\nsys.argv[1:] = {arguments}\nmain()"

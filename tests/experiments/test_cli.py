@@ -1,6 +1,7 @@
 """Every entry point and every option of every config group, without running any of them."""
 
 import importlib
+import itertools
 import os
 import re
 import shlex
@@ -21,7 +22,7 @@ from experiments.config import entry_point
 from experiments.help import list_options, split_docstring
 from experiments.next_commands import format_next
 from experiments.settings.check import check_settings
-from experiments.settings.command_line import find_wrong_argument, rename_settings
+from experiments.settings.command_line import find_malformed, find_wrong_argument, rename_settings
 from tests.paths import ROOT
 
 CONF = find_config_dir()
@@ -73,26 +74,39 @@ def test_every_promised_command_is_there():
     )
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_entry_point_shows_its_configuration(name, call, capsys):
-    call(name, "--cfg", "job")
-    assert OmegaConf.create(capsys.readouterr().out)
+def test_a_command_shows_its_configuration(call, capsys):
+    call("label", "--cfg", "job")
+    assert OmegaConf.create(capsys.readouterr().out).keys() == compose_command("label").keys() - {"hydra"}
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_entry_point_helps(name, call, capsys):
-    """Help shows every option with its default and its meaning."""
-    with pytest.raises(SystemExit) as exit:
-        call(name, "--help")
-    assert exit.value.code == 0
-    text = capsys.readouterr().out
-    assert f"tokenscale {name} --cfg job" in text and str(CONF / f"{name}.yaml") in text
-    config = compose_command(name)
-    options = list_options(name, config)
-    assert all(option.meaning and f"  {option.name}={option.value}" in text for option in options)
-    call(name, "--cfg", "job")
-    shown = {part for option in options for part in re.split(r"[@.]", option.name)}
-    assert set(OmegaConf.create(capsys.readouterr().out)) <= shown
+@pytest.mark.long
+def test_help_shows_every_option_and_imports_nothing_heavy(tmp_path):
+    """Every option with its default and its meaning; as a script and with `python -m`."""
+    code = f"""
+import contextlib, pathlib, runpy, sys
+from experiments.cli import main
+for name in {ENTRY_POINTS}:
+    sys.argv = ["tokenscale", name, "--help"]
+    with open(pathlib.Path({str(tmp_path)!r}, name), "w") as file, contextlib.redirect_stdout(file):
+        try:
+            main()
+        except SystemExit as ended:
+            assert not ended.code
+sys.argv = ["tokenscale", "--help"]
+main()
+print("HEAVY", sorted({HEAVY} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1:] == ["HEAVY []"], done.stderr
+    for name in ENTRY_POINTS:
+        text = (tmp_path / name).read_text()
+        assert f"tokenscale {name} --cfg job" in text and str(CONF / f"{name}.yaml") in text, name
+        config = compose_command(name)
+        options = list_options(name, config)
+        for option in options:
+            assert option.meaning and f"  {option.name}={option.value}" in text, (name, option.name)
+        shown = {part for option in options for part in re.split(r"[@.]", option.name)}
+        assert config.keys() - {"hydra"} <= shown, name
 
 
 def test_help_shows_the_given_values_and_names_wrong_ones(call, capsys):
@@ -117,25 +131,6 @@ def test_former_names_of_settings_are_understood(call, capsys):
     ]
 
 
-def test_help_imports_nothing_heavy():
-    """Neither for the list of commands nor for any of them, as a script and with `python -m`."""
-    code = f"""
-import runpy, sys
-from experiments.cli import main
-for name in {ENTRY_POINTS}:
-    sys.argv = ["tokenscale", name, "--help"]
-    try:
-        main()
-    except SystemExit as ended:
-        assert not ended.code
-sys.argv = ["tokenscale", "--help"]
-main()
-print("HEAVY", sorted({HEAVY} & sys.modules.keys()))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1:] == ["HEAVY []"], done.stderr
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["label", "--help"]])
 def test_closed_output_ends_a_command_without_a_traceback(arguments):
     """As in `tokenscale --help | head -1`, with a reader that is gone before the first line."""
@@ -157,6 +152,7 @@ def test_commands_are_listed_with_a_line_each():
     assert max(map(len, lines)) <= 110
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_examples_of_the_help_are_accepted(name):
     examples = [line.partition("  #")[0].strip() for line in split_docstring(name)[1]]
@@ -165,13 +161,15 @@ def test_examples_of_the_help_are_accepted(name):
         program, command, *arguments = shlex.split(example)
         assert (program, command.replace("-", "_")) == ("tokenscale", name)
         arguments = quote_free_text(arguments)
-        assert find_wrong_argument(CONF, name, arguments) is None
-        if "-m" not in arguments and "CHECKPOINT" not in example:
+        if "-m" in arguments or "CHECKPOINT" in example:
+            assert find_wrong_argument(CONF, name, arguments) is None
+        else:
+            assert find_malformed(CONF, arguments) is None
             with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
                 check_settings(name, compose(name, arguments))
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
+@pytest.mark.parametrize("name", ["label", pytest.param("parity", id="a package")])
 def test_unknown_option_names_the_culprit(name, call, capsys):
     with pytest.raises(SystemExit) as exit:
         call(name, "nosuch=1")
@@ -187,12 +185,17 @@ def test_unknown_group_option_lists_the_known_ones(call, capsys):
     assert "scenes" in message
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_option_composes_and_its_targets_exist(group, option):
-    targets = list(find_targets(compose_run(f"{group}={option}")))
-    assert targets
-    for target in targets:
-        assert callable(get_object(target)), target
+@pytest.mark.long
+def test_options_compose_and_their_targets_exist():
+    """One option of each group at a time; an experiment has options of the other groups, so it is alone."""
+    in_group = {group: [option for of_group, option in OPTIONS if of_group == group] for group in GROUPS}
+    experiments = [[f"experiment={option}"] for option in in_group.pop("experiment")]
+    together = itertools.zip_longest(*([f"{group}={name}" for name in in_group[group]] for group in in_group))
+    for options in [*experiments, *([option for option in row if option] for row in together)]:
+        targets = list(find_targets(compose_run(*options)))
+        assert targets, options
+        for target in targets:
+            assert callable(get_object(target)), (options, target)
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])

@@ -41,6 +41,8 @@ from predictor.policy.front import choose
 from tests.pages import check_downloads, check_structure, read_downloads
 from tests.predictor.synthetic import FINGERPRINTS, make_labels, write_labels
 
+pytestmark = pytest.mark.long
+
 SETTINGS = TrainingSettings(seed=0, validation_fraction=0.2)
 
 

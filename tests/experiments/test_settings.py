@@ -258,6 +258,7 @@ def test_overlays_meet_the_settings(overlay):
     check(command, f"experiment={overlay}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_the_short_overlay_works_with_every_predictor(predictor):
     stored = ["decoder_state=true", "self_asking=true", "thumbnail_size=64"]
@@ -355,21 +356,23 @@ def test_the_configuration_that_was_given_stays_as_it_is():
         check_settings("label", config).new_key = 1  # nor is the checked one open to new keys
 
 
+TYPED = [
+    (r"task.suffix=\nAnswer.", "\nAnswer."),
+    (r'task.suffix="\nAnswer: a, b."', "\nAnswer: a, b."),
+    (r"task.suffix='\nAnswer.'", r"\nAnswer."),
+    (r'task.suffix="\tA \\n B \q"', "\tA \\n B \\q"),
+    (r'task.suffix="\nSay \"yes\"."', '\nSay "yes".'),
+    ("task.suffix='\nAnswer.'", "\nAnswer."),
+    ("task.suffix=''", ""),
+    ("task.suffix=5", "5"),
+]
+
+
 @pytest.mark.parametrize(
-    ("typed", "suffix"),
-    [
-        (r"task.suffix=\nAnswer.", "\nAnswer."),
-        (r'task.suffix="\nAnswer: a, b."', "\nAnswer: a, b."),
-        (r"task.suffix='\nAnswer.'", r"\nAnswer."),
-        (r'task.suffix="\tA \\n B \q"', "\tA \\n B \\q"),
-        (r'task.suffix="\nSay \"yes\"."', '\nSay "yes".'),
-        ("task.suffix='\nAnswer.'", "\nAnswer."),
-        ("task.suffix=''", ""),
-        ("task.suffix=5", "5"),
-    ],
+    ("task", "typed", "suffix"),
+    [("pope", *case) for case in TYPED] + [(task, *TYPED[0]) for task in ("llava_jsonl", "easy_vqa")],
 )
-@pytest.mark.parametrize("task", ["llava_jsonl", "easy_vqa", "pope"])
-def test_line_breaks_of_prompts_are_typed_as_in_yaml(monkeypatch, typed, suffix, task):
+def test_line_breaks_of_prompts_are_typed_as_in_yaml(monkeypatch, task, typed, suffix):
     seen = []
 
     @entry_point("label")

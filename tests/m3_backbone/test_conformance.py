@@ -66,6 +66,9 @@ OPENERS: dict[str, Callable[[], Backbone]] = {
 }
 # Ladders of the same weights and code as tiny_m3.
 SLOW = ("shrunk", "enlarged", "diversity", "visionzip")
+# `make test` checks one backbone of each kind: pooled, with learned queries, and native.
+LONG = ("tiled", "qwen2_5_vl", "gemma4", "smolvlm", "internvl")
+MARKS = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(LONG, pytest.mark.long)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +76,7 @@ def subjects() -> dict[str, Subject]:
     return {name: Subject(opener, IMAGES) for name, opener in OPENERS.items()}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in OPENERS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in OPENERS])
 @pytest.mark.parametrize("check", CHECKS)
 def test_backbones_of_the_package_conform(name, check, subjects):
     check(subjects[name])

@@ -43,12 +43,12 @@ def test_names_are_those_of_the_configurations(backbone, tasks):
     # No row for a task that could never be shown.
     assert {task for name, task in _PUBLISHED if name == backbone} == tasks
     for task in tasks | variants:
-        assert compose_run(f"task={task}").task.name == task
+        own = compose_run(f"task={task}").task
+        assert own.name == task
         published = find_published(config.backbone.name, task)
         assert published is not None
         # VizWiz's test answers are not public.
-        own_split = compose_run(f"task={task}").task.official_split
-        assert (own_split == published.split) == (not task.startswith("vizwiz"))
+        assert (own.official_split == published.split) == (not task.startswith("vizwiz"))
 
 
 @dataclass

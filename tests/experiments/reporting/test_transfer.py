@@ -84,6 +84,7 @@ def run(folder, tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_what_is_alike_travels_and_what_is_not_does_not(run, folder, tmp_path):
     rows = run(sources=["home"], targets=["same", "swapped"])
     share = {(row.target, row.trained_on, row.priced_on): row.gap_share.value for row in rows}
@@ -411,6 +412,7 @@ def test_versions_of_the_same_samples_are_compared(folder, run, tmp_path):
     assert "lost by changed choices" in (tmp_path / "out" / "transfer.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_command_composes_all_that_it_reads(folder, tmp_path, monkeypatch, capsys):
     arguments = ["predictor=question_only", "sources=[home]", "targets=same", "num_resamples=20"]
     paths = [f"paths.all_labels={folder}", f"paths.outputs={tmp_path}"]

@@ -33,6 +33,7 @@ def make_predictor(name, *overrides):
     return instantiate(config.predictor, _convert_="all")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_and_comes_back_as_it_was(name, tmp_path):
     overrides = ["predictor.scale=9"] if name == "fixed" else []

@@ -199,6 +199,7 @@ def test_two_of_one_name_are_refused(labels, tmp_path):
         train_with([Mix(), Mix()], labels=labels, folder=tmp_path)
 
 
+@pytest.mark.long
 def test_the_command_says_what_is_missing(tmp_path):
     done = run(tmp_path / "nowhere", tmp_path)
     assert done.returncode == 2

@@ -111,6 +111,7 @@ def test_tiles_and_queries_encode_the_enlarged_image(kind, images, tmp_path):
     assert "tower/norm_mean" in features.statistics
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "check", [vision_flops_fit_the_family, flops_are_those_of_the_counter, vision_runs_for_the_scale_alone]
 )

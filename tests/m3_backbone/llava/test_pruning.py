@@ -200,6 +200,7 @@ def test_flops_of_the_ranking_by_hand():
         assert backbone.vision_flops((9, 70), 1) == vision_flops(config) + flops
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "check",
     [
