@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments import evaluate, label, latency, train
+from experiments import label, latency, train
 from experiments.config import entry_point, is_sweep
 
 if TYPE_CHECKING:
@@ -64,7 +64,10 @@ def main(config: DictConfig) -> float:
         print(format_records(records, Options.of(read_manifest(Path(config.paths.labels)))))
     if config.latency.num_images and not is_imported:
         measure(config, steps)
-    findings, value = evaluate.evaluate_configured(config)
+    # Imported here: the libraries of plots take seconds, and nothing before needs them.
+    from experiments.reporting.configured import evaluate_configured, format_results
+
+    findings, value = evaluate_configured(config)
     steps.add("evaluated", describe_comparison(findings.comparison), folder)
     try:
         point_link(latest, folder)
@@ -72,7 +75,7 @@ def main(config: DictConfig) -> float:
         log.warning("%s still points at an earlier run: %s", latest, error)
     if not is_sweep():
         print(f"\n{steps}\n")
-    print(evaluate.write_results(config, findings))
+    print(format_results(config, findings))
     return value
 
 
