@@ -14,6 +14,7 @@ from experiments.tasks.base import SPLITS, Split
 from experiments.tasks.sizes import Banner, check_sizes, find_banners
 from m3_backbone.outcomes.manifest import digest_samples, find_shard, list_images, read_manifest
 from m3_backbone.outcomes.shards import naming, read_header, to_matrix
+from m3_backbone.outcomes.table import find_cluster, parse_object
 
 # Margin of the likeliest token over the next, in nats, below which rounding may change the answer.
 NEAR_TIE = 1e-3
@@ -23,13 +24,15 @@ NEAR_TIE = 1e-3
 class Division:
     """Images, counts and scores of each split.
 
-    By split: `images` are (image id, name of its shard), `counts` are numbers of samples, `digests` are those
-    of the sample ids, `accuracy` are mean scores per scale. `skipped` are the samples that could not be
-    answered. `num_near_ties` is the number of answers with a margin below `NEAR_TIE` nats.
+    By split: `images` are (image id, name of its shard), `counts` are numbers of samples, `clusters` those of
+    clusters of images, `digests` are those of the sample ids, `accuracy` are mean scores per scale. `skipped`
+    are the samples that could not be answered. `num_near_ties` is the number of answers with a margin below
+    `NEAR_TIE` nats.
     """
 
     images: dict[str, list[tuple[str, str]]]
     counts: dict[str, int]
+    clusters: dict[str, int]
     digests: dict[str, str]
     accuracy: dict[str, list[float]]
     skipped: list[dict[str, Any]]
@@ -39,6 +42,7 @@ class Division:
 def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Sequence[int]) -> Division:
     """Assign the images of `shards` to the planned splits; images outside of the plan get no split."""
     rows: list[tuple[str, str, str]] = []  # (name of the shard, image id, sample id)
+    cluster_of: dict[str, str] = {}
     scores, margins = ([np.zeros((0, len(scales)))] for _ in range(2))
     skipped: dict[str, dict[str, Any]] = {}
     for name in shards:
@@ -46,9 +50,14 @@ def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Seque
         header = read_header(path)
         # Imported outcomes have no margins.
         measured = () if "options" in header else ("margin",)
-        table = read_columns(path, "image_id", "sample_id", "score", *measured)
-        ids = zip(table["image_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True)
-        rows += [(name, image_id, sample_id) for image_id, sample_id in ids]
+        table = read_columns(path, "image_id", "sample_id", "attributes", "score", *measured)
+        image_ids = table["image_id"].to_pylist()
+        pairs = zip(image_ids, table["sample_id"].to_pylist(), strict=True)
+        rows += [(name, image_id, sample_id) for image_id, sample_id in pairs]
+        cluster_of |= {
+            image_id: find_cluster(image_id, parse_object(text, str(path)))
+            for image_id, text in zip(image_ids, table["attributes"].to_pylist(), strict=True)
+        }
         scores.append(to_matrix(table, "score", len(scales), str(path)))
         if measured:
             margins.append(to_matrix(table, "margin", len(scales), str(path)))
@@ -71,6 +80,10 @@ def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Seque
             for split, images in work.images.items()
         },
         counts={split: len(ids) for split, ids in sample_ids.items()},
+        clusters={
+            split: len({cluster_of[image_id] for image_id in images if image_id in cluster_of})
+            for split, images in work.images.items()
+        },
         digests={split: digest_samples(ids) for split, ids in sample_ids.items()},
         accuracy={
             split: score[owner == split].mean(axis=0, dtype=float).tolist() if ids else []
@@ -105,6 +118,15 @@ def read_columns(path: Path, *names: str) -> pa.Table:
         return pq.read_table(path, columns=list(names))
 
 
+def count_clusters(folder: Path, split: Split) -> int:
+    """Return the number of images in a split of finished labels; images of one cluster count as one.
+
+    For labels that do not store the number of clusters, images are counted.
+    """
+    clusters: Mapping[str, int] = read_manifest(folder).get("clusters", {})
+    return clusters[split] if split in clusters else len(list_images(folder, split))
+
+
 def check_labels(folder: str | Path, needed: Sequence[Split], *, allow_small: bool) -> None:
     """Raise ValueError for labels with too few images in a needed split (`tasks.sizes.check_sizes`).
 
@@ -112,7 +134,7 @@ def check_labels(folder: str | Path, needed: Sequence[Split], *, allow_small: bo
     """
     folder = Path(folder)
     if read_manifest(folder)["complete"]:
-        counts = {split: len(list_images(folder, split)) for split in needed}
+        counts = {split: count_clusters(folder, split) for split in needed}
         what, way_out = f"the labels in {folder} are about", "label more images"
         check_sizes(counts, what, way_out, allow_small=allow_small, unit=" images")
 
@@ -123,8 +145,8 @@ def find_label_banners(folder: str | Path, splits: Sequence[Split], task: str = 
     samples = read_manifest(folder)["counts"]
     labelled = [split for split in splits if samples.get(split)]
     return find_banners(
-        test_images=len(list_images(folder, "test")) if "test" in labelled else None,
-        calibration_images=len(list_images(folder, "calibration")) if "calibration" in labelled else None,
+        test_images=count_clusters(folder, "test") if "test" in labelled else None,
+        calibration_images=count_clusters(folder, "calibration") if "calibration" in labelled else None,
         training_samples=samples["train"] if "train" in labelled else None,
         task=task,
     )

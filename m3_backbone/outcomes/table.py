@@ -287,7 +287,7 @@ class OutcomeTable:
             scales = options.name_scales(scales)
             columns |= fill_unmeasured(len(table), len(scales))
         columns["references"] = table["references"].to_pylist()
-        columns["attributes"] = [_parse_object(text, origin) for text in table["attributes"].to_pylist()]
+        columns["attributes"] = [parse_object(text, origin) for text in table["attributes"].to_pylist()]
         columns["question_ids"] = [np.array(ids, dtype=np.int32) for ids in table["question_ids"].to_pylist()]
         columns["answer"] = to_matrix(table, "answer", len(scales), origin).tolist()
         columns |= {
@@ -371,7 +371,8 @@ _WHOLE_TABLE = ("scales", "fingerprints", "family", "options", "origin")
 _COLUMNS = tuple(f.name for f in fields(OutcomeTable) if f.name not in _WHOLE_TABLE)
 
 
-def _parse_object(text: str, origin: str) -> dict[str, Any]:
+def parse_object(text: str, origin: str) -> dict[str, Any]:
+    """Return the attributes of a sample. Raises ValueError, naming `origin`, if they are no JSON object."""
     try:
         content = json.loads(text)
         if not isinstance(content, dict):

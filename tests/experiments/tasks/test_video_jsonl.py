@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import compare_backbones, train
+from experiments.labels.division import count_clusters
 from experiments.labels.labelling import label
 from experiments.tasks.base import SPLITS
 from experiments.tasks.images import UnreadableImage
@@ -17,6 +18,7 @@ from experiments.tasks.sizes import count_images
 from experiments.tasks.video import FrameChoice
 from experiments.tasks.video_jsonl import VideoJsonl
 from m3_backbone.llava.backbone import LlavaBackbone
+from m3_backbone.outcomes.manifest import read_manifest
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'tokenscale[video]'")
 
@@ -136,6 +138,10 @@ def test_parts_of_a_video_are_in_one_split_and_count_as_one(tmp_path):
     assert len(list_samples(task)) == 5 and count_images(task, "test") == 2
     ((reason,),) = [[row["reason"] for row in task.skipped]]
     assert "came before with split test" in reason
+    folder = tmp_path / "labels"
+    backbone = LlavaBackbone("tiny_m3", dtype="float32", max_new_tokens=4)
+    label(task=task, backbone=backbone, folder=folder, num_workers=0)
+    assert read_manifest(folder)["counts"]["test"] == 5 and count_clusters(folder, "test") == 2
 
 
 def test_part_of_a_long_video_is_read_by_seeking(tmp_path):
