@@ -10,14 +10,13 @@ Examples:
     tokenscale answer image=photo.png question='What is this?' scale=36   # no predictor: this scale
 """
 
-import re
 import sys
-from collections.abc import Sequence
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import entry_point
+from experiments.settings.command_line import quote_free_text
 
 
 @entry_point("answer")
@@ -66,25 +65,6 @@ def main(config: DictConfig) -> str:
     print(format_answers(answers, costs, scale, adaptive_answer))
     print(f"scale {scale}: {reason}\n{answers[scale].text}")
     return answers[scale].text
-
-
-def quote_free_text(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the values of `image` and `question` quoted for Hydra.
-
-    A question may then have commas, brackets, quotes and equals signs and be typed as `question='...'` in the
-    shell, which removes these quotes. A value that is still in quotes is left unchanged.
-    """
-    quoted = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in ("image", "question") and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
-            # Backslashes are doubled only where they would escape an interpolation or a quote.
-            value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
-            value = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
-            value = re.sub(r"(\\*)\Z", lambda match: match[1] * 2, value, count=1)
-            argument = f"{key}='{value}'"
-        quoted.append(argument)
-    return quoted
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments import label, latency, train
+from experiments import label, latency
 from experiments.config import entry_point, is_sweep
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main(config: DictConfig) -> float:
     from experiments.results.run_folders import check_link, point_link
     from experiments.tasks.base import SPLITS
     from experiments.tasks.imported import BACKBONE
-    from experiments.training.configured import make_predictors, make_tracker
+    from experiments.training.configured import make_predictors, make_tracker, train_configured
     from experiments.training.trainer import quiet_lightning
     from m3_backbone.outcomes.manifest import read_manifest
     from m3_backbone.outcomes.options import Options
@@ -57,7 +57,7 @@ def main(config: DictConfig) -> float:
         steps.add("labelled", summary.describe(), config.paths.labels)
         if config.print_tables:
             print(summary)
-    records = train.train_configured(config)
+    records = train_configured(config)
     names = ", ".join(record.name for record in records)
     steps.add("trained", names, config.paths.predictors)
     if config.print_tables:

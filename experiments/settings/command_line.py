@@ -1,6 +1,6 @@
-"""One-line errors for command-line arguments that Hydra cannot compose into a configuration.
+"""Command-line arguments: former names, quotes around free text, and one line for what cannot be composed.
 
-Hydra prints several lines and exits with status 1, or ends in a traceback.
+For such an error Hydra prints several lines and exits with status 1, or ends in a traceback.
 """
 
 import os
@@ -36,6 +36,25 @@ def rename_settings(arguments: Sequence[str]) -> list[str]:
         )
         for argument in arguments
     ]
+
+
+def quote_free_text(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the values of `image` and `question` quoted for Hydra.
+
+    A question may then have commas, brackets, quotes and equals signs and be typed as `question='...'` in the
+    shell, which removes these quotes. A value that is still in quotes is left unchanged.
+    """
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in ("image", "question") and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
+            # Backslashes are doubled only where they would escape an interpolation or a quote.
+            value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+            value = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
+            value = re.sub(r"(\\*)\Z", lambda match: match[1] * 2, value, count=1)
+            argument = f"{key}='{value}'"
+        quoted.append(argument)
+    return quoted
 
 
 def find_wrong_argument(config_dir: Path, config_name: str, arguments: Sequence[str]) -> str | None:

@@ -1,16 +1,25 @@
-"""Predictors and training settings of a configuration."""
+"""Predictors and training settings of a configuration, and its training."""
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.labels.division import check_labels
 from experiments.training.subset import Subset
 from experiments.training.trackers.base import Tracker
-from experiments.training.trained import TrainedPredictor, TrainingSettings, identify, open_trained
+from experiments.training.trained import (
+    TrainedPredictor,
+    TrainingRecord,
+    TrainingSettings,
+    check_names,
+    identify,
+    open_trained,
+)
+from experiments.training.trainer import quiet_lightning, train_predictors
 from m3_backbone.outcomes.manifest import read_manifest
 from predictor.base import ScalePredictor
 
@@ -37,15 +46,6 @@ def make_predictors(config: DictConfig) -> list[ScalePredictor]:
     names = [str(part.name) for part in baselines]
     check_names(names)
     return [instantiate(part, _convert_="all") for part in (config.predictor, *baselines)]
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError if two predictors share a name."""
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(
-                f"two predictors are named {name!r}: give one of them another name with predictor.name=NAME"
-            )
 
 
 def read_settings(config: DictConfig) -> TrainingSettings:
@@ -126,3 +126,17 @@ def open_configured(
         )
         for predictor in make_predictors(config)
     ]
+
+
+def train_configured(config: DictConfig) -> list[TrainingRecord]:
+    """Train the predictors of a configuration that are not trained yet; return the records of all."""
+    quiet_lightning()
+    check_labels(config.paths.labels, ("train", "calibration"), allow_small=config.allow_small)
+    return train_predictors(
+        make_predictors(config),
+        labels=Path(config.paths.labels),
+        folder=Path(config.paths.predictors),
+        settings=read_settings(config),
+        make_trainer=partial(make_trainer, config.trainer),
+        tracker=make_tracker(config),
+    )

@@ -24,9 +24,8 @@ from omegaconf import DictConfig
 
 from experiments.labels.files import to_file_name
 from experiments.labels.progress import show_progress
-from experiments.training.configured import check_names
 from experiments.training.subset import Subset, TrainSplit, read_soft
-from experiments.training.trained import TrainingSettings, identify
+from experiments.training.trained import TrainingSettings, check_names, identify
 from experiments.training.trainer import quiet_lightning, value_bounds
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.manifest import read_manifest, seal, unseal

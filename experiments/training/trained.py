@@ -167,6 +167,15 @@ class TrainingSettings:
     subset: Subset = field(default_factory=Subset)
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError if two predictors share a name."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"two predictors are named {name!r}: give one of them another name with predictor.name=NAME"
+            )
+
+
 def identify(
     predictor: ScalePredictor,
     labels: Mapping[str, Any],

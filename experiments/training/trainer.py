@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.labels.files import wait_for_lock
-from experiments.training.configured import check_names
 from experiments.training.subset import TrainSplit
 from experiments.training.trackers.base import Tracker, track_fit
 from experiments.training.trained import (
@@ -24,6 +23,7 @@ from experiments.training.trained import (
     IncompleteTraining,
     TrainingRecord,
     TrainingSettings,
+    check_names,
     digest_files,
     identify,
     load_trained,

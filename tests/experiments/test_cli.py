@@ -16,13 +16,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.answer import quote_free_text
 from experiments.cli import find_config_dir, format_commands
 from experiments.config import entry_point
 from experiments.help import list_options, split_docstring
 from experiments.next_commands import format_next
 from experiments.settings.check import check_settings
-from experiments.settings.command_line import find_malformed, find_wrong_argument, rename_settings
+from experiments.settings.command_line import (
+    find_malformed,
+    find_wrong_argument,
+    quote_free_text,
+    rename_settings,
+)
 from tests.paths import ROOT
 
 CONF = find_config_dir()

@@ -7,9 +7,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from experiments.answer import main, quote_free_text
+from experiments.answer import main
 from experiments.cli import find_config_dir
 from experiments.publish import main as publish
+from experiments.settings.command_line import quote_free_text
 from experiments.training.trained import TrainingSettings
 from experiments.training.trainer import train_predictors
 from m3_backbone.llava.backbone import LlavaBackbone
