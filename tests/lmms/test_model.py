@@ -25,7 +25,7 @@ from predictor.policy.pricing import PriceList
 from tests.lmms import data
 from tests.lmms.test_tasks import PYTHON
 
-pytestmark = pytest.mark.lmms
+pytestmark = [pytest.mark.lmms, pytest.mark.timeout(3600)]
 TASKS = Path(__file__).with_name("scenes_task")
 
 

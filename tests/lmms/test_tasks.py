@@ -22,7 +22,7 @@ from tests.experiments.test_settings import read_config
 from tests.lmms import data
 from tests.paths import ROOT
 
-pytestmark = pytest.mark.lmms
+pytestmark = [pytest.mark.lmms, pytest.mark.timeout(3600)]
 PYTHON = os.environ.get("TOKENSCALE_LMMS_PYTHON", str(ROOT / ".venv-lmms/bin/python"))
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
