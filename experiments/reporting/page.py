@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
-from experiments.reporting.tables import escape_markdown
+from experiments.reporting.tables import CONTROLS, escape_markdown
 from m3_backbone.outcomes.shards import write_bytes, write_text
 
 # Settings for texts of figures: names come from data, so dollar signs in them do not mark formulas.
@@ -38,6 +38,7 @@ FONTS = (
     *("Noto Sans", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Thai"),
     *("Segoe UI Symbol", "Noto Sans Symbols 2", "Noto Emoji"),
 )
+_CONTROLS_OF_PAGES = {code: text for code, text in CONTROLS.items() if chr(code) not in "\t\n\r"}
 LONGEST_NAME = 48
 LONGEST_TITLE = 100
 _METADATA: dict[str, dict[str, Any]] = {
@@ -132,6 +133,7 @@ def write_page(path: Path, template: str, **content: Any) -> None:
         loader=PackageLoader("experiments"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_replace_controls,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -143,6 +145,12 @@ def write_page(path: Path, template: str, **content: Any) -> None:
         scripts={name: _check_script(script) for name, script in scripts.items()},
     )
     write_text(path, text)
+
+
+def _replace_controls(value: Any) -> Any:
+    """Return a text of users without control characters but line breaks and tabs; anything else unchanged."""
+    # Scripts and styles of the page are `Markup`.
+    return value.translate(_CONTROLS_OF_PAGES) if type(value) is str else value
 
 
 def render_markdown(template: str, **content: Any) -> str:

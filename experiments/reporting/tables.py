@@ -27,7 +27,7 @@ _LATEX = {
 }
 
 # Control characters, which a terminal would obey, and changes of the direction of writing, as spaces.
-_CONTROLS = dict.fromkeys([*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], " ")
+CONTROLS = dict.fromkeys([*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], " ")
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
@@ -133,7 +133,7 @@ class Table:
     name: str = "table"
 
     def __post_init__(self) -> None:
-        rows = tuple(tuple(cell.translate(_CONTROLS) for cell in row) for row in self.rows)
+        rows = tuple(tuple(cell.translate(CONTROLS) for cell in row) for row in self.rows)
         object.__setattr__(self, "rows", rows)
 
     def __str__(self) -> str:

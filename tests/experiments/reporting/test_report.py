@@ -55,6 +55,10 @@ class Page(HTMLParser):
             self.text += data
 
 
+# Of a terminal, and a change of the direction of writing.
+CONTROL = "\x1b\u202e"
+
+
 def read_image(image_id):
     if image_id.endswith("7"):
         raise OSError(f"{image_id}: {HOSTILE}")
@@ -66,10 +70,10 @@ def hostile_test():
     table = make_outcomes("test", 60)
     return replace(
         table,
-        question=np.array([f"{HOSTILE} {row}" for row in range(len(table))], dtype=object),
+        question=np.array([f"{HOSTILE}{CONTROL} {row}" for row in range(len(table))], dtype=object),
         kind=np.array([f"{kind} {HOSTILE}" for kind in table.kind], dtype=object),
         references=[[HOSTILE]] * len(table),
-        answer=[[HOSTILE] * 4] * len(table),
+        answer=[[HOSTILE + CONTROL] * 4] * len(table),
     )
 
 
@@ -167,6 +171,7 @@ def test_page_loads_nothing(page):
 
 def test_hostile_names_leave_the_page_and_its_downloads_whole(page):
     check_structure(page)
+    assert not set(CONTROL) & set(page)
     files = read_downloads(page)
     check_downloads(files)
     assert HOSTILE in files["points.csv"].decode().replace('""', '"')
