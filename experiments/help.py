@@ -71,16 +71,22 @@ class Option:
 
 
 def list_options(command: str, config: DictConfig) -> list[Option]:
-    """Return the options of a command: config groups first, folders of results last."""
-    from experiments.settings.check import SETTINGS
+    """Return the options of a command: config groups first, folders of results last.
 
+    A command of the user has no settings that could be described.
+    """
+    from experiments.settings.check import find_settings
+
+    settings = find_settings(command)
+    if settings is None:
+        return []
     choices = {
         group: choice
         for group, choice in config.hydra.runtime.choices.items()
         if not group.startswith(("hydra/", "paths"))
     }
     return sorted(
-        _walk(SETTINGS[command], config, choices),
+        _walk(settings, config, choices),
         key=lambda option: (option.name.startswith("paths."), "; one of" not in option.meaning),
     )
 

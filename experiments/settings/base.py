@@ -125,7 +125,8 @@ NumProcesses = Annotated[int, Ge(1), Le(256)]
 class Settings(BaseModel):
     """Base class of groups of settings. Types are strict; unknown keys are refused."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+    # Validators are built when a command first needs them: help needs none.
+    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
 
 class Paths(Settings):

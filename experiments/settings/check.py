@@ -10,6 +10,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import Any, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +24,6 @@ from omegaconf.errors import (
 )
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from experiments.settings import analysis, backbone, benches, outcomes, pipeline, use
 from experiments.settings.base import (
     MISSING,
     Built,
@@ -155,42 +156,40 @@ def read_signature(target: Callable[..., Any]) -> Signature:
     return Signature(types, names, bool(functions))
 
 
-SETTINGS: Mapping[str, type[Settings]] = {
-    "answer": use.AnswerSettings,
-    "bench_adaptive": benches.BenchAdaptiveSettings,
-    "gpu_check": benches.GpuCheckSettings,
-    "bench_evaluation": benches.BenchEvaluationSettings,
-    "bench_labelling": benches.BenchLabellingSettings,
-    "check_backbone": benches.CheckBackboneSettings,
-    "compare": analysis.CompareSettings,
-    "compare_backbones": analysis.CompareBackbonesSettings,
-    "demo": use.DemoSettings,
-    "estimate": outcomes.EstimateSettings,
-    "evaluate": pipeline.EvaluateSettings,
-    "export": outcomes.ExportSettings,
-    "failures": analysis.FailuresSettings,
-    "figure2": backbone.Figure2Settings,
-    "granularity": analysis.GranularitySettings,
-    "import_outcomes": outcomes.ImportOutcomesSettings,
-    "label": pipeline.LabelSettings,
-    "label_curve": analysis.LabelCurveSettings,
-    "latency": pipeline.LatencySettings,
-    "model_card": outcomes.ModelCardSettings,
-    "parity": benches.ParitySettings,
-    "publish": use.PublishSettings,
-    "recalibrate": use.RecalibrateSettings,
-    "resample": pipeline.ResampleSettings,
-    "run": pipeline.RunSettings,
-    "status": outcomes.StatusSettings,
-    "paper": analysis.PaperSettings,
-    "serve": use.ServeSettings,
-    "train": pipeline.TrainSettings,
-    "train_backbone": backbone.TrainBackboneSettings,
-    "transfer": analysis.TransferSettings,
-    "tune": analysis.TuneSettings,
+# Module -> commands whose settings it has, as `LabelSettings` of `label`. Only that of the running command is
+# imported: building all of the classes takes longer than the help of a command.
+_COMMANDS_OF_MODULES = {
+    "analysis": (
+        *("compare", "compare_backbones", "failures", "granularity", "label_curve", "paper", "transfer"),
+        "tune",
+    ),
+    "backbone": ("figure2", "train_backbone"),
+    "benches": (
+        *("bench_adaptive", "bench_evaluation", "bench_labelling", "check_backbone", "gpu_check", "parity"),
+    ),
+    "outcomes": ("estimate", "export", "import_outcomes", "model_card", "status"),
+    "pipeline": ("evaluate", "label", "latency", "resample", "run", "train"),
+    "use": ("answer", "demo", "publish", "recalibrate", "serve"),
 }
-# Overlays (conf/experiment) are for several commands, so they may have settings of other commands.
-_KNOWN = frozenset(key for settings in SETTINGS.values() for key in settings.model_fields)
+_MODULE_OF = {command: module for module, commands in _COMMANDS_OF_MODULES.items() for command in commands}
+COMMANDS = tuple(sorted(_MODULE_OF))
+
+
+def find_settings(command: str) -> type[Settings] | None:
+    """Return the class of the settings of a command; None for a command of the user."""
+    if command not in _MODULE_OF:
+        return None
+    module = import_module(f"experiments.settings.{_MODULE_OF[command]}")
+    name = "".join(part.capitalize() for part in command.split("_"))
+    settings: type[Settings] = getattr(module, f"{name}Settings")
+    return settings
+
+
+@cache
+def _list_known() -> frozenset[str]:
+    """Return the settings of all commands: overlays (conf/experiment) are for several of them."""
+    settings = filter(None, map(find_settings, COMMANDS))
+    return frozenset(key for group in settings for key in group.model_fields)
 
 
 def check_settings(command: str, config: DictConfig) -> DictConfig:
@@ -201,7 +200,7 @@ def check_settings(command: str, config: DictConfig) -> DictConfig:
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     words = read_words(overrides)
     content = _to_plain(config)
-    settings = SETTINGS.get(command)
+    settings = find_settings(command)
     if settings is None:
         # A command of the user: only the objects of its configuration can be checked.
         mistakes = [line for key, value in content.items() for line in check_built(value, key, words)]
@@ -223,7 +222,7 @@ def _find_unknown(
 ) -> Iterator[str]:
     added = {text.lstrip("+").partition("=")[0].split(".")[0] for text in overrides if text.startswith("+")}
     for key in content:
-        if key not in settings.model_fields and (key not in _KNOWN or key in added):
+        if key not in settings.model_fields and (key in added or key not in _list_known()):
             known = ", ".join(sorted(settings.model_fields))
             yield f"{key}={show(content[key])}: no such setting, give one of {known}"
 

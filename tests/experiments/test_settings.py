@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.cli import find_config_dir
 from experiments.config import entry_point
 from experiments.settings.base import convert, read_words
-from experiments.settings.check import SETTINGS, check_settings, read_signature
+from experiments.settings.check import COMMANDS, check_settings, find_settings, read_signature
 from experiments.settings.command_line import find_uncomposable
 from experiments.training.configured import make_predictors
 from experiments.training.study import OBJECTIVES
@@ -229,8 +229,8 @@ def test_every_command_has_settings_that_its_configuration_meets_unchanged(comma
     config = read_config(command)
     assert check_settings(command, config) == config
     # Every value that a person can set is declared with its type and, but for groups, with a sentence.
-    fields = SETTINGS[command].model_fields
-    assert set(config) <= set(fields)
+    settings = find_settings(command)
+    assert settings is not None and set(config) <= set(settings.model_fields)
 
 
 def walk(settings, prefix=""):
@@ -242,14 +242,14 @@ def walk(settings, prefix=""):
             yield f"{prefix}{name}", field
 
 
-@pytest.mark.parametrize("command", sorted(SETTINGS))
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_setting_but_objects_says_what_it_means(command):
-    described = {name for name, field in walk(SETTINGS[command]) if field.description}
+    described = {name for name, field in walk(find_settings(command)) if field.description}
     objects = (
         "backbone task predictor baselines calibrator trainer engine variation cascades scenes others test"
     )
     objects += " study.sampler study.pruner"
-    assert {name for name, _ in walk(SETTINGS[command])} - described <= {*objects.split()}
+    assert {name for name, _ in walk(find_settings(command))} - described <= {*objects.split()}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
