@@ -35,6 +35,8 @@ EXTRAS = {
     "model2vec": "sentences",
     "wordllama": "sentences",
 }
+# Command -> its extra, which includes `experiments`; `demo` includes `serve`.
+_EXTRAS_OF_COMMANDS = {"serve": "serve", "demo": "demo"}
 # Environment variable set by the script for its child processes: jobs of a sweep, ranks of a training.
 _STARTED_BY_SCRIPT = "TOKENSCALE_STARTED_BY_SCRIPT"
 
@@ -72,7 +74,7 @@ def main() -> None:
     try:
         runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:
-        missing = describe_missing(error)
+        missing = describe_missing(error, name)
         if missing is None:
             raise
         print(f"error: {missing}", file=sys.stderr)
@@ -119,12 +121,17 @@ def read_docstring(command: str) -> str:
     return ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
 
 
-def describe_missing(error: ModuleNotFoundError) -> str | None:
-    """Return a message with the extra of tokenscale that has the missing module; None if none has it."""
+def describe_missing(error: ModuleNotFoundError, command: str = "") -> str | None:
+    """Return a message with the extra of tokenscale to install; None if none has the missing module.
+
+    The extra of the command is named if it has the module among others that the command needs too.
+    """
     module = (error.name or "").partition(".")[0]
     extra = EXTRAS.get(module)
     if extra is None:
         return None
+    if extra in ("experiments", "serve"):
+        extra = _EXTRAS_OF_COMMANDS.get(command, extra)
     return f"{module} is not installed: pip install 'tokenscale[{extra}]'"
 
 

@@ -81,7 +81,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 )
                 raise SystemExit(130) from None
             except Exception as error:
-                mistake = describe_mistake(error)
+                mistake = describe_mistake(error, config_name)
                 if mistake is None or os.environ.get(FULL_ERROR) == "1":
                     raise
                 for line in mistake.splitlines():
@@ -263,11 +263,11 @@ def _without_overwrite(arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if not argument.partition("=")[0].endswith("overwrite")]
 
 
-def describe_mistake(error: BaseException | None) -> str | None:
-    """Return the message for a user error; None for any other error."""
+def describe_mistake(error: BaseException | None, command: str = "") -> str | None:
+    """Return the message for a user error of a command; None for any other error."""
     match error:
         case ModuleNotFoundError():
-            return describe_missing(error)
+            return describe_missing(error, command)
         case InstantiationException():
             return _describe_building(error)
         case MissingMandatoryValue():

@@ -11,7 +11,7 @@ import pytest
 from hatchling.build import build_wheel
 from packaging.requirements import Requirement
 
-from experiments.cli import EXTRAS
+from experiments.cli import EXTRAS, describe_missing
 from tests.paths import ROOT
 
 # Of the embedded model's training: in the clone only.
@@ -194,6 +194,21 @@ def test_extras_of_modules_are_those_of_the_declaration():
         if not requirement.startswith("tokenscale[")
     }
     assert {(extra, module) for module, extra in EXTRAS.items()} == named
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("run", "hydra.core", "experiments"),
+        ("serve", "omegaconf", "serve"),
+        ("demo", "uvicorn", "demo"),
+        ("demo", "ray", "ray"),
+        ("run", "starlette", "serve"),
+    ],
+)
+def test_the_extra_to_install_has_all_that_the_command_needs(command, module, extra):
+    message = describe_missing(ModuleNotFoundError(name=module), command)
+    assert message == f"{module.partition('.')[0]} is not installed: pip install 'tokenscale[{extra}]'"
 
 
 @pytest.mark.long

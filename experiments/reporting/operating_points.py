@@ -69,6 +69,12 @@ def _list_points(result: PolicyResult, findings: Findings) -> list[PointRow]:
     ]
 
 
+def find_start(result: PolicyResult, findings: Findings) -> float:
+    """Return the budget of the operating point with the price nearest to the default price."""
+    prices = result.policy.price * findings.units.get(result.name, result.policy.unit) / result.policy.unit
+    return float(result.policy.cost[abs(prices - result.default.price).argmin()])
+
+
 def write_options(result: PolicyResult, price: float, findings: Findings) -> str:
     """Return the options with which `answer` and `serve` use a policy at a price; empty if they cannot.
 

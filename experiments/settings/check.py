@@ -7,6 +7,7 @@ of the last step of a command is refused before the first step.
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from omegaconf.errors import (
 )
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from experiments.cli import describe_missing
 from experiments.settings.base import (
     MISSING,
     Built,
@@ -37,6 +39,9 @@ from experiments.settings.base import (
 )
 from m3_backbone.arguments import accepts, describe_type, find_mapping, read_hints, show
 from predictor.moved import find_name
+
+# `get_object` logs each error that it raises.
+logging.getLogger(get_object.__module__).setLevel(logging.CRITICAL)
 
 _TARGET = "_target_"
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -79,6 +84,8 @@ def check_built(node: Any, key: str, words: Words, *, is_built: bool = True) -> 
                 raise ValueError("it is not text")
             signature = read_signature(get_object(target))
         except Exception as error:  # importing a module may raise anything
+            if isinstance(error.__cause__, ModuleNotFoundError) and describe_missing(error.__cause__):
+                raise error.__cause__ from error
             reason = " ".join(str(error).split())
             yield (
                 f"{key}.{_TARGET}={show(target)}: give the dotted name of a class that can be imported "

@@ -18,7 +18,7 @@ from predictor.adaptive.model import AdaptiveVLM
 log = logging.getLogger(__name__)
 
 BUDGET, PRICE = "budget", "price"
-MAX_PRICE = 100.0  # points: the whole score for one answer at the finest scale
+MAX_PRICE = 1.0  # the whole score for one answer at the finest scale
 _MAX_MESSAGE = 300
 
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 class Terms:
     """How the scale is chosen: the name of an operating point, `budget` or `price`, and their values.
 
-    `budget` is in mean visual tokens, `price` in points of score for one answer at the finest scale.
+    `budget` is in mean visual tokens, `price` in units of score for one answer at the finest scale.
     """
 
     mode: object
@@ -105,7 +105,7 @@ class Demo:
         if terms.mode == BUDGET:
             return None, _read_number("budget", terms.budget, *self.budgets), None
         if terms.mode == PRICE:
-            return None, None, _read_number("price", terms.price, 0.0, MAX_PRICE) / 100
+            return None, None, _read_number("price", terms.price, 0.0, MAX_PRICE)
         return str(terms.mode), None, None
 
 

@@ -19,6 +19,8 @@ from m3_backbone.model_backbone import ModelBackbone
 
 _KEPT_SECONDS = 3600  # of uploads and trials
 _CLEANING_SECONDS = 600
+# In a narrow window, the answer is below everything else.
+_SHOW_ANSWER = "() => document.querySelector('.ts-result, .ts-error')?.scrollIntoView({block: 'nearest'})"
 _CSS = Path(__file__).with_name("demo.css")
 
 
@@ -64,11 +66,13 @@ def make_app(demo: Demo, offer: Offer, *, host: str, max_waiting: int) -> ASGIAp
 
 
 def _make_theme(gr: Any) -> Any:
-    """Return Gradio's theme with fonts of the system, and white on a blue that is dark enough for it."""
+    """Return Gradio's theme with fonts of the system, and colours of text with enough contrast."""
     theme = gr.themes.Default(
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
     return theme.set(
+        body_text_color_subdued="*neutral_500",
+        input_placeholder_color="*neutral_500",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover="*primary_700",
@@ -142,9 +146,10 @@ def _build(gr: Any, demo: Demo, offer: Offer) -> Any:
         def choose(trial: Trial | None, *values: object) -> str:
             return demo.choose(trial, _read(values))
 
-        gr.on(
+        asked = gr.on(
             [button.click, question.submit], ask, [picture, question, *terms], [trial, answers, views], **call
         )
+        asked.then(None, js=_SHOW_ANSWER, api_visibility="private")
         for term in terms:
             term.change(
                 choose, [trial, *terms], [answers], trigger_mode="always_last", show_progress="hidden", **call
@@ -169,10 +174,10 @@ def _build_terms(gr: Any, demo: Demo) -> list[Any]:
     price = gr.Slider(
         0,
         MAX_PRICE,
-        value=round(min(100 * default.price, MAX_PRICE), 1),
-        step=0.1,
+        value=round(min(default.price, MAX_PRICE), 3),
+        step=0.001,
         visible=False,
-        label="Price: points of score that an answer at the finest scale must be worth",
+        label="Price: the score that an answer at the finest scale must be worth (1: the whole score)",
         buttons=[],
     )
     escalates = gr.Checkbox(

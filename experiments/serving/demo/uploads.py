@@ -8,7 +8,7 @@ from PIL import Image
 from experiments.serving.errors import RequestError, refuse
 from experiments.serving.limits import Limits, open_image
 
-NO_PICTURE = "there is no picture: upload one, or pick one of those below"
+NO_PICTURE = "there is no picture: upload or pick one"
 
 
 def find_upload(value: object, folder: Path) -> Path:

@@ -48,5 +48,5 @@ def upload(demo):
     return store
 
 
-def make_terms(mode="default", budget=20.0, price=10.0, escalates=False):
+def make_terms(mode="default", budget=20.0, price=0.1, escalates=False):
     return Terms(mode=mode, budget=budget, price=price, escalates=escalates)

@@ -13,7 +13,7 @@ from tests.experiments.serving.demo.conftest import make_terms
 
 def read_message(html):
     """The only message in a piece of HTML."""
-    (message,) = re.findall(r'<div class="ts-error" role="alert"><b>No answer.</b> (.*)</div>', html)
+    (message,) = re.findall(r'<div class="ts-error" role="alert"><b>No answer:</b> (.*)</div>', html)
     return message
 
 
@@ -48,7 +48,7 @@ def test_terms_change_the_choice_of_a_trial(demo, upload):
         for terms in ({"mode": "budget", "budget": low}, {"mode": "price", "price": 0}, {"mode": "guarantee"})
     ]
     assert scales[0] == 1 and scales[1] == 144
-    path = demo.choose(trial, make_terms("price", price=90, escalates=True))
+    path = demo.choose(trial, make_terms("price", price=0.9, escalates=True))
     assert re.findall(r"<b>(\d+)</b> \(confidence [\d.]+\)", path) == ["1", "9"]
     assert read_chosen(path) == 9 and path.count('<span class="ts-tag">tried</span>') == 1
     assert "Scale <b>9</b>, 10 visual tokens of 144:" in path
@@ -66,7 +66,7 @@ NO_UPLOAD = "the picture is not among the uploaded files: upload it again"
 NO_FILE = "the picture is not an uploaded file: upload it"
 NO_FORMAT = "the image is not a PNG, JPEG or WebP file"
 HOSTILE_PICTURES = {
-    "none": (None, "there is no picture: upload one, or pick one of those below"),
+    "none": (None, "there is no picture: upload or pick one"),
     "text": ("/etc/passwd", NO_FILE),
     "number": (7, NO_FILE),
     "list": ([{"path": "a"}], NO_FILE),
@@ -157,8 +157,8 @@ def test_questions_that_are_none_are_refused(demo, upload, question, message):
         ({"mode": "budget", "budget": "20"}, "the budget must be a number from 1 to 100"),
         ({"mode": "budget", "budget": True}, "the budget must be a number from 1 to 100"),
         ({"mode": "budget", "budget": 10**400}, "the budget must be a number from 1 to 100"),
-        ({"mode": "price", "price": -1}, "the price must be a number from 0 to 100"),
-        ({"mode": "price", "price": None}, "the price must be a number from 0 to 100"),
+        ({"mode": "price", "price": -1}, "the price must be a number from 0 to 1"),
+        ({"mode": "price", "price": None}, "the price must be a number from 0 to 1"),
         ({"mode": "free"}, "no such operating point: choose one of default, guarantee, budget, price"),
         ({"mode": {}}, "no such operating point: choose one of default, guarantee, budget, price"),
         ({"escalates": "yes"}, "escalate is yes or no"),

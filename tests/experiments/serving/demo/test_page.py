@@ -55,7 +55,7 @@ class Browser:
 
 
 JSON = {"content-type": "application/json"}
-TERMS = ("default", 20, 10, False)
+TERMS = ("default", 20, 0.1, False)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_an_offered_picture_is_asked_about_and_the_choice_is_changed(page, brows
     trial, answers, views = browser.call("ask", picture, question, *TERMS)
     assert trial is None  # it stays here
     assert '<tr class="ts-chosen">\n<th scope="row">144' in answers and views.count("<img") == 4
-    (answers,) = browser.call("choose", None, "budget", 1, 10, False)
+    (answers,) = browser.call("choose", None, "budget", 1, 0.1, False)
     assert '<tr class="ts-chosen">\n<th scope="row">1 ' in answers
     (other,) = browser.call("choose", None, *TERMS, session="another")
     assert other == ""
@@ -97,7 +97,7 @@ def test_an_upload_is_asked_about(browser):
         ((describe_file("http://127.0.0.1:9/a.png"), COLOR, *TERMS), "remote pictures are not fetched"),
         ((None, {"path": "http://127.0.0.1:9/a.png"}, *TERMS), "remote pictures are not fetched"),
         ((None, ["x"], *TERMS), "the question is not a text"),
-        ((None, COLOR, "budget", float("nan"), 10, False), "there is no picture"),
+        ((None, COLOR, "budget", float("nan"), 0.1, False), "there is no picture"),
         ((), "the request has 0 values, and this function takes 6"),
         ((None,) * 9, "the request has 9 values, and this function takes 6"),
     ],
