@@ -296,7 +296,8 @@ function showScale(card, row, button) {
   const kind = shownViews[0].picture === null ? "The image" : "What the model reads";
   byId("viewer-note").textContent = `${kind}: ${shownViews.map(describeView).join("; ")}`;
   const heads = all("thead th", card).map((cell) => cell.textContent);
-  const cells = [...row.cells].map((cell) => cell.textContent.trim().replace(/\s+/g, " "));
+  const read = (node) => (node.nodeName === "EM" ? `(${node.textContent})` : node.textContent); // a mark: (chosen)
+  const cells = [...row.cells].map((cell) => [...cell.childNodes].map(read).join("").trim().replace(/\s+/g, " "));
   byId("viewer-answer").textContent = heads.map((head, index) => `${head}: ${cells[index]}`).join(" · ");
 }
 
