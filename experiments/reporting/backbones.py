@@ -24,7 +24,7 @@ from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
 from experiments.labels.resampled import check_resampled, read_resampled
 from experiments.reporting.draw import draw_page, draw_paper
 from experiments.reporting.evaluation import list_policies, read_unseen
-from experiments.reporting.findings import describe_difference, describe_record
+from experiments.reporting.findings import describe_difference, describe_record, write_too_few
 from experiments.reporting.front_plot import plot_backbones
 from experiments.reporting.numbers import (
     describe_floor,
@@ -40,7 +40,7 @@ from experiments.reporting.page import attach_files, encode_picture, save_figure
 from experiments.reporting.run_findings import write_seed_warning
 from experiments.reporting.tables import Table, write_tables
 from experiments.results.timings import find_timings
-from experiments.tasks.sizes import Banner
+from experiments.tasks.sizes import Banner, is_too_few
 from experiments.tasks.video import CHOICE_KEYS
 from experiments.training.trained import TrainedPredictor
 from m3_backbone.outcomes.manifest import read_manifest
@@ -207,8 +207,11 @@ def _warn_of_trainings(folders: Sequence[BackboneFolders]) -> list[Banner]:
 def write_sentences(comparison: BackboneComparison) -> list[str]:
     """Return the findings per cost measure: first predictors at equal cost, and what a joint choice adds.
 
-    Without predictors the first findings are about the mix of fixed scales.
+    Without predictors the first findings are about the mix of fixed scales. Too few test images allow none.
     """
+    if is_too_few(comparison.num_images):
+        first, *others = comparison.names
+        return [write_too_few(comparison.num_images, first, " and ".join(others))]
     sentences, confidence = [], comparison.bootstrap.confidence
     for matched in comparison.measures:
         policies = [entry for entry in matched.backbones[0].means if isinstance(entry, Predictor)]

@@ -27,7 +27,7 @@ from experiments.evaluation.metric_table import Metric
 from experiments.evaluation.metrics import mean_to_mix
 from experiments.evaluation.statistics import Bootstrapped, Estimate, adjust_p_values, combine_seeds
 from experiments.results.resamples import name_tensor
-from experiments.results.run_folders import Run
+from experiments.results.run_folders import Run, list_distinguishing
 from experiments.tasks.sizes import allows_interval
 
 # With more policies not every pair is tested, as Holm's correction would leave little power.
@@ -137,12 +137,11 @@ Groups = dict[Key, list[Run]]
 def list_entries(runs: Sequence[Run]) -> list[Entry]:
     """Return policies over their seeds: the main policies in the order of the runs, then all others.
 
-    Settings that are the same in all runs are left out of the labels. A cascade that starts from the main
-    policy of its run has the settings of that policy. A baseline that is the main policy of another run
-    counts there, unless its result is different.
+    Settings that are the same in all runs, given or by default, are left out of the labels. A cascade that
+    starts from the main policy of its run has the settings of that policy. A baseline that is the main policy
+    of another run counts there, unless its result is different.
     """
-    common = set(runs[0].settings).intersection(*(run.settings for run in runs))
-    settings = {run.folder: tuple(text for text in run.settings if text not in common) for run in runs}
+    settings = list_distinguishing(runs)
     main: Groups = {}
     others: Groups = {}
     for run in runs:

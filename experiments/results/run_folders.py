@@ -4,11 +4,11 @@ import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from experiments.evaluation.costs import TOKENS, CostMeasure, count_costs
 from experiments.results.metrics_json import METRICS, SCHEMA_VERSION
@@ -49,7 +49,9 @@ def _make_link(link: Path, folder: Path) -> Path:
     return temporary
 
 
-OVERRIDES = Path(".hydra") / "overrides.yaml"
+T = TypeVar("T", list[Any], dict[str, Any])
+
+OVERRIDES, CONFIG = Path(".hydra") / "overrides.yaml", Path(".hydra") / "config.yaml"
 # Settings that do not change a policy: the seed, and paths of results.
 _IRRELEVANT = ("seed", "hydra", "paths", "latest", "predictor", "runs", "gallery")
 # Types of the parts of `metrics.json` that every comparison reads.
@@ -68,12 +70,16 @@ _EVALUATED = {
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run: folder, metrics, resamples, and the settings that distinguish it, as `key=value`."""
+    """A finished run: folder, metrics, resamples, and the settings that were given, as `key=value`.
+
+    `config` has all settings, without resolved interpolations; it is empty if Hydra has not written it.
+    """
 
     folder: Path
     metrics: Mapping[str, Any]
     resamples: Mapping[str, Float32s]
     settings: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def about(self) -> str:
@@ -99,6 +105,34 @@ class Run:
         """Return the training seed of one of the predictors; None if it is not trained."""
         seed = self.metrics["predictors"][name]["seed"]
         return None if seed is None else int(seed)
+
+
+def list_distinguishing(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
+    """Return the settings, as `key=value`, in which each of the runs differs from another one, by folder.
+
+    A setting that one run was given, and that is the default of another one, is a setting of both.
+    """
+
+    def holds(setting: str, giver: Run, run: Run) -> bool:
+        # Of a config group, the part of the configuration that it fills.
+        key = setting.lstrip("+~").partition("=")[0].rpartition("@")[2].replace("/", ".")
+        value = _look_up(giver.config, key)
+        return setting in run.settings or (value is not None and _look_up(run.config, key) == value)
+
+    givers = {setting: run for run in runs for setting in run.settings}
+    held = {
+        run.folder: {setting for setting, giver in givers.items() if holds(setting, giver, run)}
+        for run in runs
+    }
+    shared = set(givers).intersection(*held.values())
+    return {folder: tuple(sorted(settings - shared)) for folder, settings in held.items()}
+
+
+def _look_up(config: Mapping[str, Any], key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -149,19 +183,20 @@ def _read_run(folder: Path) -> Run:
     if not isinstance(num_resamples, int):
         raise ValueError(f"{path} is damaged (num_resamples is missing): evaluate that run again")
     resamples = read_resamples(folder, num_resamples)
-    settings = sorted(text for text in _read_overrides(folder / OVERRIDES) if _is_relevant(text))
-    return Run(folder, metrics, resamples, tuple(settings))
+    overrides = map(str, _read_yaml(folder / OVERRIDES, list))
+    settings = sorted(text for text in overrides if _is_relevant(text))
+    return Run(folder, metrics, resamples, tuple(settings), _read_yaml(folder / CONFIG, dict))
 
 
-def _read_overrides(path: Path) -> list[str]:
-    """Return the overrides of a run; empty if Hydra has not written them."""
+def _read_yaml(path: Path, expected_type: type[T]) -> T:
+    """Return the content of a file that Hydra has written; empty if it has not."""
     if not path.is_file():
-        return []
+        return expected_type()
     try:
-        overrides = OmegaConf.load(path)
-        if not isinstance(overrides, ListConfig):
-            raise ValueError("no list")
-        return [str(text) for text in overrides]
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(content, expected_type):
+            raise ValueError(f"no {expected_type.__name__}")
+        return content
     except Exception as error:  # whatever reading YAML raises
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged ({reason}): evaluate that run again") from error

@@ -5,10 +5,16 @@ import re
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from experiments.compare_backbones import main
+from experiments.evaluation.backbones import compare_backbones
+from experiments.evaluation.fronts import Grid
+from experiments.evaluation.statistics import Bootstrap
+from experiments.reporting.backbones import write_sentences
 from experiments.train import main as train
+from tests.experiments.evaluation.test_backbones import make_backbone
 from tests.pages import check_downloads, check_structure, read_downloads
 from tests.predictor.synthetic import make_labels, write_labels
 
@@ -28,7 +34,7 @@ def call(monkeypatch):
 def store(tmp_path_factory):
     """Labels of the same images by two backbones, and of other images by a third one."""
     folder = tmp_path_factory.mktemp("store")
-    sizes = {"train": 40, "calibration": 12, "test": 12}
+    sizes = {"train": 40, "calibration": 12, "test": 30}
     for name in ("one", "two", "other"):
         parts = {split: make_labels(size, size, split=split) for split, size in sizes.items()}
         if name == "other":
@@ -86,6 +92,14 @@ def test_fixed_scales_need_no_predictors(store, tmp_path, call, capsys):
     assert {test["difference"]["value"] for test in tokens["fixed_differences"]} == {0}
     assert "| two " in (page.parent / "tables" / "equal_tokens.md").read_text()
     assert "dashed lines are the mix of its fixed scales with a 95% bootstrap band" in page.read_text()
+
+
+def test_few_test_images_allow_no_finding():
+    score = np.array([[0, 1, 1], [1, 1, 1]])
+    backbones = [make_backbone(name, score, num_images=28) for name in ("one", "two")]
+    assert write_sentences(compare_backbones(backbones, Grid(9), Bootstrap(40))) == [
+        "No finding: 28 test images are too few to compare one with two."
+    ]
 
 
 def test_labels_of_different_data_are_refused_before_the_test_split_is_opened(store, tmp_path, call, capsys):

@@ -69,7 +69,7 @@ def found():
     return collect(compare(calibration, test), test)
 
 
-def write_results(folder, found, *, seed=0, shift=0.0, overrides=(), name=None):
+def write_results(folder, found, *, seed=0, shift=0.0, overrides=(), config=None, name=None):
     """A run whose first predictor is better than that of `found` by `shift` on average."""
     metrics, draws = deepcopy(found)
     first = next(iter(metrics["predictors"]))
@@ -86,9 +86,25 @@ def write_results(folder, found, *, seed=0, shift=0.0, overrides=(), name=None):
         }
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)), encoding="utf-8")
+    if config is not None:
+        (folder / ".hydra" / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
     write_metrics(folder / "metrics.json", metrics)
     write_resamples(folder, draws)
     return folder
+
+
+def test_a_setting_that_is_also_the_default_distinguishes_nothing(tmp_path, found):
+    """Of three widths, two are 64: one as given, one by default. The backbone is the same in all."""
+    width, backbone = "predictor.network.width", {"_target_": "B", "name": "${seed}"}
+    for number, given in enumerate([(f"{width}=64", "backbone=tiny"), ("seed=1",), (f"{width}=32",)]):
+        config = {"predictor": {"network": {"width": 32 if number == 2 else 64}}, "backbone": backbone}
+        folder = tmp_path / str(number)
+        write_results(folder, found, seed=number % 2, overrides=given, config=config)
+    entries = list_entries(find_runs([tmp_path]))
+    assert [(entry.label, entry.seeds) for entry in entries[:2]] == [
+        (f"{entries[0].name}, {width}=64", (0, 1)),
+        (f"{entries[0].name}, {width}=32", (0,)),
+    ]
 
 
 def test_seeds_are_combined_and_settings_kept_apart(tmp_path, found):
