@@ -10,9 +10,9 @@ DOCS_INSTALLED := $(VENV)/.installed-docs
 # lmms-eval cannot share tokenscale's environment: its requirements contradict those of Hydra and wandb.
 LMMS := .venv-lmms
 LMMS_INSTALLED := $(LMMS)/.installed
-# Under latex2sympy2's pin of ANTLR, pip falls back to math-verify 0.1.0, which does not import. Only lmms-eval's
-# MathVista with reasoning needs it here, and none of our tasks needs latex2sympy2.
-MATH_VERIFY := math-verify==0.9.0 latex2sympy2-extended==1.11.0 antlr4-python3-runtime==4.13.2
+# latex2sympy2 pins ANTLR 4.7, for which pip falls back to math-verify 0.1.0, which cannot be imported. With ANTLR 4.9.3
+# both can be imported; latex2sympy2 then prints that versions disagree.
+MATH_VERIFY := math-verify==0.9.0 latex2sympy2-extended==1.11.0 antlr4-python3-runtime==4.9.3
 CODE := m3_backbone predictor experiments tests docs
 
 .DEFAULT_GOAL := help

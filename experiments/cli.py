@@ -126,13 +126,13 @@ def describe_missing(error: ModuleNotFoundError, command: str = "") -> str | Non
 
     The extra of the command is named if it has the module among others that the command needs too.
     """
-    module = (error.name or "").partition(".")[0]
-    extra = EXTRAS.get(module)
+    # A dotted name is one that an installed package lacks.
+    extra = EXTRAS.get(error.name or "")
     if extra is None:
         return None
     if extra in ("experiments", "serve"):
         extra = _EXTRAS_OF_COMMANDS.get(command, extra)
-    return f"{module} is not installed: pip install 'tokenscale[{extra}]'"
+    return f"{error.name} is not installed: pip install 'tokenscale[{extra}]'"
 
 
 def is_started_by_script() -> bool:

@@ -269,7 +269,7 @@ def describe_mistake(error: BaseException | None, command: str = "") -> str | No
         case ModuleNotFoundError():
             return describe_missing(error, command)
         case InstantiationException():
-            return _describe_building(error)
+            return _describe_building(error, command)
         case MissingMandatoryValue():
             return f"{error.full_key} has no default: give {error.full_key}=..."
         case InterpolationResolutionError():
@@ -292,9 +292,9 @@ def describe_mistake(error: BaseException | None, command: str = "") -> str | No
     return None
 
 
-def _describe_building(error: InstantiationException) -> str | None:
+def _describe_building(error: InstantiationException, command: str) -> str | None:
     """Return the message for an object of the configuration, with its arguments named as options."""
-    mistake = describe_mistake(error.__cause__)
+    mistake = describe_mistake(error.__cause__, command)
     if (
         mistake is None
         and isinstance(error.__cause__, TypeError)

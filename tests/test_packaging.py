@@ -199,7 +199,7 @@ def test_extras_of_modules_are_those_of_the_declaration():
 @pytest.mark.parametrize(
     ("command", "module", "extra"),
     [
-        ("run", "hydra.core", "experiments"),
+        ("run", "hydra", "experiments"),
         ("serve", "omegaconf", "serve"),
         ("demo", "uvicorn", "demo"),
         ("demo", "ray", "ray"),
@@ -208,7 +208,8 @@ def test_extras_of_modules_are_those_of_the_declaration():
 )
 def test_the_extra_to_install_has_all_that_the_command_needs(command, module, extra):
     message = describe_missing(ModuleNotFoundError(name=module), command)
-    assert message == f"{module.partition('.')[0]} is not installed: pip install 'tokenscale[{extra}]'"
+    assert message == f"{module} is not installed: pip install 'tokenscale[{extra}]'"
+    assert describe_missing(ModuleNotFoundError(name=f"{module}.misspelled"), command) is None
 
 
 @pytest.mark.long

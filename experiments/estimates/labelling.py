@@ -24,6 +24,7 @@ from m3_backbone.decoding.planning import FlopsPerToken, PlannedQuestion, Planne
 from m3_backbone.features import describe_image
 from m3_backbone.ladder import distinct_scales
 from m3_backbone.model_backbone import ModelBackbone
+from m3_backbone.outcomes.table import find_cluster
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,9 @@ def read_workload(task: Task, limit: Limits, num_images: int) -> Workload:
         )
     num_samples = sum(len(item.samples) for item in images)
     num_unreadable = len(chosen) - len(sampled)
-    num_train = sum(item.split == "train" for item in images)
+    # As in label curves, images of one cluster count as one.
+    train = [item for item in images if item.split == "train"]
+    num_train = len({find_cluster(item.image_id, item.samples[0].attributes) for item in train})
     return Workload(len(images), num_samples, sampled, num_unreadable, seconds / len(chosen), num_train)
 
 

@@ -24,15 +24,15 @@ NEAR_TIE = 1e-3
 class Division:
     """Images, counts and scores of each split.
 
-    By split: `images` are (image id, name of its shard), `counts` are numbers of samples, `clusters` those of
-    clusters of images, `digests` are those of the sample ids, `accuracy` are mean scores per scale. `skipped`
-    are the samples that could not be answered. `num_near_ties` is the number of answers with a margin below
-    `NEAR_TIE` nats.
+    By split: `images` are (image id, name of its shard), `counts` are numbers of samples, `num_clusters`
+    those of clusters of images, `digests` are those of the sample ids, `accuracy` are mean scores per scale.
+    `skipped` are the samples that could not be answered. `num_near_ties` is the number of answers with a
+    margin below `NEAR_TIE` nats.
     """
 
     images: dict[str, list[tuple[str, str]]]
     counts: dict[str, int]
-    clusters: dict[str, int]
+    num_clusters: dict[str, int]
     digests: dict[str, str]
     accuracy: dict[str, list[float]]
     skipped: list[dict[str, Any]]
@@ -80,7 +80,7 @@ def divide_shards(folder: Path, shards: Iterable[str], work: Plan, scales: Seque
             for split, images in work.images.items()
         },
         counts={split: len(ids) for split, ids in sample_ids.items()},
-        clusters={
+        num_clusters={
             split: len({cluster_of[image_id] for image_id in images if image_id in cluster_of})
             for split, images in work.images.items()
         },
@@ -123,8 +123,8 @@ def count_clusters(folder: Path, split: Split) -> int:
 
     For labels that do not store the number of clusters, images are counted.
     """
-    clusters: Mapping[str, int] = read_manifest(folder).get("clusters", {})
-    return clusters[split] if split in clusters else len(list_images(folder, split))
+    num_clusters: Mapping[str, int] = read_manifest(folder).get("num_clusters", {})
+    return num_clusters[split] if split in num_clusters else len(list_images(folder, split))
 
 
 def check_labels(folder: str | Path, needed: Sequence[Split], *, allow_small: bool) -> None:

@@ -381,7 +381,7 @@ class LabelFolder(ShardFolder):
             write_splits(self.path, division.images)
         self.manifest |= {
             "counts": division.counts,
-            "clusters": division.clusters,
+            "num_clusters": division.num_clusters,
             "splits": division.digests,
             # No scores of the test split: anyone may read this file, also while tuning prompts.
             "accuracy": {

@@ -16,6 +16,7 @@ from plotly.subplots import make_subplots
 from experiments.reporting.front_plot import INK, Band, Element, FrontPlot, Line, Marks
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.page import LONGEST_TITLE, PLAIN_TEXT, cut_name, style_axes
+from experiments.reporting.tables import CONTROLS
 
 # Placeholder that the script of the page replaces by the page's text colour, light or dark.
 PAGE_INK = "#010203"
@@ -109,8 +110,8 @@ def _page_color(color: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return text escaped for Plotly, whose labels are a subset of HTML."""
-    return html.escape(text, quote=False)
+    """Return text without control characters, escaped for Plotly, whose labels are a subset of HTML."""
+    return html.escape(text.translate(CONTROLS), quote=False)
 
 
 def _write_hover(title: str, *lines: str) -> str:

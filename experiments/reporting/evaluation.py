@@ -145,6 +145,7 @@ def evaluate_predictors(
         guarantees=[] if test.subset else _check_guarantees(trained, policies, prepared, test.labels, plan),
         starts_from={entry.name: entry.predictor for entry in prepared.cascades},
         units={entry.name: entry.prices.default.unit for entry in trained},
+        stored_unit=1.0 if outcomes.options is None else outcomes.options.unit,
         published=relate(
             find_published(manifest["backbone"], manifest["task"]),
             task,

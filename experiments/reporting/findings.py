@@ -42,11 +42,12 @@ class Findings:
     """A comparison with guarantees, cost parts, published values and the record of the evaluation.
 
     `others` are the same comparison in other cost measures. `starts_from` names, for each cascade, the
-    predictor that it starts from, if any. Default prices of predictors are per `units` visual tokens, by
-    name. `banners` warn of small numbers of images and samples. `cost_parts` holds, by cost measure and part,
-    the mean cost of that part of an answer at each scale, `[num_scales]`. `sensitive` has the results on
-    questions that need resolution; `subset` says which test questions were evaluated, if not all.
-    `savings` has the costs by a tariff for answers of several lengths.
+    predictor that it starts from, if any. Default prices of predictors are per `units`, by name: numbers of
+    visual tokens, or of imported costs as labels store them, in multiples of `stored_unit`. `banners` warn of
+    small numbers of images and samples. `cost_parts` holds, by cost measure and part, the mean cost of that
+    part of an answer at each scale, `[num_scales]`. `sensitive` has the results on questions that need
+    resolution; `subset` says which test questions were evaluated, if not all. `savings` has the costs by a
+    tariff for answers of several lengths.
     """
 
     comparison: Comparison
@@ -54,6 +55,7 @@ class Findings:
     guarantees: Sequence[CheckedGuarantee] = ()
     starts_from: Mapping[str, str | None] = field(default_factory=dict)
     units: Mapping[str, float] = field(default_factory=dict)
+    stored_unit: float = 1.0
     published: Published | None = None
     record: EvaluationRecord | None = None
     banners: Sequence[Banner] = ()

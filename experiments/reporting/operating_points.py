@@ -6,13 +6,17 @@ The slider of the report chooses among these points and shows their numbers. It 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from experiments.evaluation.comparison import PolicyResult
+from experiments.evaluation.fronts import Floats
 from experiments.evaluation.metrics import point_cost, point_score
 from experiments.evaluation.statistics import Estimate
 from experiments.reporting.findings import Findings
 from experiments.reporting.numbers import MISSING, format_score, format_tokens
 from experiments.reporting.tables import Table
+
+Prices = TypeVar("Prices", float, Floats)
 
 # Decimals of a price, as in metrics.json.
 _DECIMALS = 6
@@ -69,9 +73,11 @@ def _list_points(result: PolicyResult, findings: Findings) -> list[PointRow]:
     ]
 
 
-def find_start(result: PolicyResult, findings: Findings) -> float:
+def find_default_budget(result: PolicyResult, findings: Findings) -> float:
     """Return the budget of the operating point with the price nearest to the default price."""
-    prices = result.policy.price * findings.units.get(result.name, result.policy.unit) / result.policy.unit
+    prices = result.policy.price
+    if result.name in findings.units:
+        prices = _convert_prices(prices, result, findings)
     return float(result.policy.cost[abs(prices - result.default.price).argmin()])
 
 
@@ -81,10 +87,18 @@ def write_options(result: PolicyResult, price: float, findings: Findings) -> str
     They have predictors, with prices per the `units` of training, and the hybrid that starts from one.
     """
     if result.name in findings.units:
-        return f"price={write_price(price * findings.units[result.name] / result.policy.unit)}"
+        return f"price={write_price(_convert_prices(price, result, findings))}"
     if findings.starts_from.get(result.name) is not None:
         return f"escalate=true price={write_price(price)}"
     return ""
+
+
+def _convert_prices(prices: Prices, result: PolicyResult, findings: Findings) -> Prices:
+    """Convert prices of a policy, per its unit of cost, to prices per the unit of training.
+
+    The latter is a number of stored units of cost; imported costs are stored as whole numbers of a unit.
+    """
+    return prices * (findings.units[result.name] * findings.stored_unit / result.policy.unit)
 
 
 def write_price(price: float) -> str:

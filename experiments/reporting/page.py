@@ -148,9 +148,9 @@ def write_page(path: Path, template: str, **content: Any) -> None:
 
 
 def _replace_controls(value: Any) -> Any:
-    """Return a text of users without control characters but line breaks and tabs; anything else unchanged."""
-    # Scripts and styles of the page are `Markup`.
-    return value.translate(_CONTROLS_OF_PAGES) if type(value) is str else value
+    """Return the text of a value without control characters other than line breaks and tabs."""
+    # Scripts and styles of the page, and what templates have rendered, are HTML.
+    return value if hasattr(value, "__html__") else str(value).translate(_CONTROLS_OF_PAGES)
 
 
 def render_markdown(template: str, **content: Any) -> str:

@@ -18,7 +18,7 @@ from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.gallery import CATEGORIES, Gallery, build_cards, pick_samples
 from experiments.reporting.guarantees import write_guarantee
 from experiments.reporting.numbers import format_tokens
-from experiments.reporting.operating_points import find_start, list_points, tabulate_points
+from experiments.reporting.operating_points import find_default_budget, list_points, tabulate_points
 from experiments.reporting.page import attach_files, write_page
 from experiments.reporting.tables import Table
 from experiments.reporting.type_tables import (
@@ -127,7 +127,7 @@ def write_report(
         folded=folded,
         map_tables=[table for table in page_tables if table.name.startswith("needed_by_")],
         points=points,
-        start=format_tokens(find_start(first, findings)),
+        start=format_tokens(find_default_budget(first, findings)),
         files={name: attach_files(paths) for name, paths in figures.files.items()},
         failures=failures,
         is_too_few=is_too_few(comparison.num_images),

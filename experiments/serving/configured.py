@@ -166,7 +166,8 @@ def serve_socket(
         log_config=None,
         log_level="warning",
         timeout_graceful_shutdown=shutdown_seconds,
-        # Longer than clients keep a connection, so that none is closed while a request is on its way.
+        # Longer than clients keep a connection, so that none is closed while a request is on its way. After a
+        # refused body it is closed earlier (`limit_connections`).
         timeout_keep_alive=75,
         server_header=False,
         proxy_headers=False,

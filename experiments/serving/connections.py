@@ -13,8 +13,8 @@ def limit_connections(seconds: float) -> type[asyncio.Protocol]:
 
     A connection is closed when the head of a request has not arrived `seconds` after the connection was made
     or the first byte came, when no other request has come `seconds` after one whose body was refused, and
-    when the rest of a response waits for so long for its client to read. The application limits the time of a
-    body, and uvicorn that between two requests.
+    when the client has read nothing of a response of which a part waits for so long. The application limits
+    the time of a body, and uvicorn that between two requests.
     """
 
     class LimitedProtocol(_Protocol):
@@ -44,13 +44,27 @@ def limit_connections(seconds: float) -> type[asyncio.Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            # Progress cannot be watched: uvloop counts a buffer as unwritten until all of it is written.
-            self._read_timer = self.loop.call_later(seconds, self.transport.abort)
+            self._watch_reading(self.transport.get_write_buffer_size())
 
         def resume_writing(self) -> None:
             super().resume_writing()
             if self._read_timer is not None:
                 self._read_timer.cancel()
+
+        def _watch_reading(self, num_unread: int) -> None:
+            """Close the connection in `seconds`, unless the client has read some of the bytes until then.
+
+            uvloop, if it is installed, counts a piece as unread until all of it is read.
+            """
+
+            def check() -> None:
+                remaining = self.transport.get_write_buffer_size()
+                if remaining < num_unread:
+                    self._watch_reading(remaining)
+                else:
+                    self.transport.abort()
+
+            self._read_timer = self.loop.call_later(seconds, check)
 
         def _watch(self) -> None:
             if self.cycle is not None and not self.cycle.response_complete:

@@ -196,10 +196,11 @@ def test_options_compose_and_their_targets_exist():
     experiments = [[f"experiment={option}"] for option in in_group.pop("experiment")]
     together = itertools.zip_longest(*([f"{group}={name}" for name in in_group[group]] for group in in_group))
     for options in [*experiments, *([option for option in row if option] for row in together)]:
-        targets = list(find_targets(compose_run(*options)))
-        assert targets, options
-        for target in targets:
+        config = compose_run(*options)
+        for target in find_targets(config):
             assert callable(get_object(target)), (options, target)
+        for group, _, option in (text.partition("=") for text in options):
+            assert group == "experiment" or list(find_targets(config[group])), (group, option)
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])

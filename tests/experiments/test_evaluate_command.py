@@ -26,7 +26,7 @@ from experiments.reporting.evaluation import EvaluationPlan, evaluate_predictors
 from experiments.reporting.failures import FailuresLink, digest_labels, find_failures
 from experiments.reporting.findings import write_sentences
 from experiments.reporting.gallery import Gallery
-from experiments.reporting.operating_points import find_start, list_points, write_options
+from experiments.reporting.operating_points import find_default_budget, list_points, write_options
 from experiments.reporting.summary import summarize, write_line, write_summary
 from experiments.tasks.base import Task
 from experiments.training.trained import TrainingSettings, identify, open_trained
@@ -395,7 +395,7 @@ def test_the_price_of_a_point_makes_the_choices_of_the_point(store, evaluated, t
     assert [row.budget for row in rows] == sorted(row.budget for row in rows)
     default = trained.prices.default
     nearest = min(rows, key=lambda row: abs(float(row.options.removeprefix("price=")) - default.price))
-    assert find_start(findings.comparison.policies[0], findings) == nearest.budget
+    assert find_default_budget(findings.comparison.policies[0], findings) == nearest.budget
 
 
 def test_prices_of_other_units_are_converted_and_rounded_up(evaluated):

@@ -1,6 +1,7 @@
 """The page in Gradio, and its application. The only module of the demo that needs Gradio."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,7 +175,7 @@ def _build_terms(gr: Any, demo: Demo) -> list[Any]:
     price = gr.Slider(
         0,
         MAX_PRICE,
-        value=round(min(default.price, MAX_PRICE), 3),
+        value=min(math.ceil(default.price * 1000) / 1000, MAX_PRICE),
         step=0.001,
         visible=False,
         label="Price: the score that an answer at the finest scale must be worth (1: the whole score)",

@@ -28,6 +28,7 @@ from experiments.labels.importing import import_outcomes
 from experiments.reporting.comparison import compare_runs
 from experiments.reporting.evaluation import EvaluationPlan, evaluate_predictors, write_evaluation
 from experiments.reporting.gallery import Gallery
+from experiments.reporting.operating_points import find_default_budget, list_points
 from experiments.tasks.imported import Imported, refuse_backbone
 from experiments.tasks.outcome_file import OutcomeFile
 from experiments.training.trained import TrainingSettings, identify, open_trained
@@ -39,6 +40,7 @@ from predictor.classical.nearest import NearestNeighbours
 from predictor.classical.question_only import QuestionOnly
 from predictor.features import Features
 from predictor.objectives import LikelihoodDistillation
+from predictor.policy.front import choose
 from tests.held_out import grant, read_outcomes, read_split
 
 SHARED = Path(__file__).parents[4] / "shared" / "external"
@@ -115,6 +117,19 @@ def test_evaluation_of_imported_outcomes_names_options_and_their_costs(routed, t
     fixed = json.loads((tmp_path / "report" / "metrics.json").read_text())["fixed"]
     assert [line["name"] for line in fixed] == ["small", "large/v1"]
     assert fixed[1]["cost"]["value"] == pytest.approx(0.02)
+    # The prices of operating points are those with which the predictor spends what they spend.
+    trained = open_trained(tmp_path / "predictors", first.name, identify(predictors[0], manifest, settings))
+    test, _ = EvaluationRecorder(tmp_path / "records", "test").open_test(routed)
+    estimates, stored_cost = trained.predictor.predict(test.inputs), test.inputs.visual_tokens
+    default = trained.prices.default
+    rows = [row for row in list_points(evaluation.findings) if row.policy == first.name]
+    for row in rows:
+        price = float(row.options.removeprefix("price="))
+        chosen = choose(estimates, stored_cost, price, unit=default.unit)
+        cost = test.outcomes.cost[np.arange(len(chosen)), chosen].mean()
+        assert cost == pytest.approx(float(row.cost.value))
+    nearest = min(rows, key=lambda row: abs(float(row.options.removeprefix("price=")) - default.price))
+    assert find_default_budget(first, evaluation.findings) == nearest.budget
 
 
 @pytest.mark.long

@@ -71,7 +71,7 @@ def hostile_test():
     return replace(
         table,
         question=np.array([f"{HOSTILE}{CONTROL} {row}" for row in range(len(table))], dtype=object),
-        kind=np.array([f"{kind} {HOSTILE}" for kind in table.kind], dtype=object),
+        kind=np.array([f"{kind} {HOSTILE}{CONTROL}" for kind in table.kind], dtype=object),
         references=[[HOSTILE]] * len(table),
         answer=[[HOSTILE + CONTROL] * 4] * len(table),
     )

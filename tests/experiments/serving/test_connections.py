@@ -16,7 +16,8 @@ from experiments.serving.images import ImageReader
 from experiments.serving.limits import Limits
 from tests.experiments.serving.conftest import draw_picture, serve, to_url
 
-SECONDS = 0.3
+SECONDS = 1.0
+LENGTH = 60_000_000
 POST = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n"
 
 
@@ -36,7 +37,20 @@ def server():
     async def answer(request):
         return Response(status_code=400) if request.method == "POST" else StreamingResponse(produce())
 
-    app = Starlette(routes=[Route("/", answer, methods=["GET", "POST"])])
+    async def answer_later(request):
+        await asyncio.sleep(1.5 * SECONDS)
+        return Response()
+
+    async def answer_at_length(request):
+        return Response(b"x" * LENGTH)
+
+    app = Starlette(
+        routes=[
+            Route("/", answer, methods=["GET", "POST"]),
+            Route("/later", answer_later),
+            Route("/long", answer_at_length),
+        ]
+    )
     with serve(app, http=limit_connections(SECONDS)) as (url, _):
         yield urlsplit(url), gone
 
@@ -61,11 +75,10 @@ def test_a_client_that_sends_a_byte_at_a_time_is_dropped(server, start):
 
 
 def test_a_client_that_goes_on_after_a_refusal_is_served(server):
-    """The rest of the refused body, and another request within the limit of time."""
+    """The rest of the refused body, and a request whose answer takes longer than a client has to send."""
     with connect(server, POST) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 400")
-        connection.sendall(b"a" * 9999 + b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        time.sleep(1.5 * SECONDS)
+        connection.sendall(b"a" * 9999 + b"GET /later HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
 
 
@@ -73,6 +86,18 @@ def test_a_client_that_sends_nothing_after_a_refusal_is_dropped(server):
     with connect(server, POST) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 400")
         assert connection.recv(1) == b""
+
+
+def test_a_client_that_reads_slowly_is_served(server):
+    """Reading takes several times as long as a client may read nothing."""
+    with connect(server, b"GET /long HTTP/1.1\r\nhost: localhost\r\n\r\n") as connection:
+        started, num_bytes = time.monotonic(), 0
+        while num_bytes < LENGTH:
+            piece = connection.recv(1_000_000)
+            assert piece, f"closed after {num_bytes} bytes"
+            num_bytes += len(piece)
+            time.sleep(3 * SECONDS * len(piece) / LENGTH)
+        assert time.monotonic() - started > 3 * SECONDS
 
 
 def test_a_client_that_reads_nothing_is_dropped(server):
