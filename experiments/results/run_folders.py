@@ -49,7 +49,7 @@ def _make_link(link: Path, folder: Path) -> Path:
     return temporary
 
 
-T = TypeVar("T", list[Any], dict[str, Any])
+Content = TypeVar("Content", list[Any], dict[str, Any])
 
 OVERRIDES, CONFIG = Path(".hydra") / "overrides.yaml", Path(".hydra") / "config.yaml"
 # Settings that do not change a policy: the seed, and paths of results.
@@ -108,7 +108,7 @@ class Run:
 
 
 def list_distinguishing(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
-    """Return the settings, as `key=value`, in which each of the runs differs from another one, by folder.
+    """Return by folder the settings of each run, as `key=value`, that not all of the runs have.
 
     A setting that one run was given, and that is the default of another one, is a setting of both.
     """
@@ -188,7 +188,7 @@ def _read_run(folder: Path) -> Run:
     return Run(folder, metrics, resamples, tuple(settings), _read_yaml(folder / CONFIG, dict))
 
 
-def _read_yaml(path: Path, expected_type: type[T]) -> T:
+def _read_yaml(path: Path, expected_type: type[Content]) -> Content:
     """Return the content of a file that Hydra has written; empty if it has not."""
     if not path.is_file():
         return expected_type()

@@ -13,8 +13,8 @@ def limit_connections(seconds: float) -> type[asyncio.Protocol]:
 
     A connection is closed when the head of a request has not arrived `seconds` after the connection was made
     or the first byte came, when no other request has come `seconds` after one whose body was refused, and
-    when the client has read nothing of a response of which a part waits for so long. The application limits
-    the time of a body, and uvicorn that between two requests.
+    when the client has read nothing for so long while a part of a response waits. The application limits the
+    time of a body, and uvicorn that between two requests.
     """
 
     class LimitedProtocol(_Protocol):
