@@ -12,11 +12,9 @@ Examples:
     tokenscale transfer 'targets=[scenes,scenes_noise]' native=false  # choices on noisy images
 """
 
-from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.config import Provenance, entry_point, make_recorder
@@ -24,56 +22,21 @@ from experiments.config import Provenance, entry_point, make_recorder
 
 @entry_point("transfer")
 def main(config: DictConfig) -> None:
-    from experiments.evaluation.statistics import Bootstrap
-    from experiments.labels.division import check_labels, find_label_banners
-    from experiments.reporting.transfer import PAGE, list_tasks, write_transfer
-    from experiments.results.sources import list_sources
-    from experiments.results.transfer import TransferPlan, transfer
+    from experiments.reporting.transfer import PAGE, write_transfer
+    from experiments.results.configured import transfer_configured
     from experiments.tasks.sizes import frame_banners
-    from experiments.training.configured import read_settings
-    from experiments.training.trainer import quiet_lightning
     from m3_backbone.outcomes.manifest import read_manifest
 
-    quiet_lightning()
-    hydra = HydraConfig.get()
-    labels, output = Path(config.paths.all_labels), Path(hydra.runtime.output_dir)
-    plan = TransferPlan(
-        sources=list_sources(
-            list_tasks(config.sources), list_tasks(config.source_backbones), config.backbone.name
-        ),
-        targets=list_tasks(config.targets),
-        num_recalibration=config.num_recalibration,
-        leave_one_out=config.leave_one_out,
-        native=config.native,
-        split=config.split,
-        outcomes_of=config.outcomes_of,
-    )
-    needed = plan.list_needed(labels)
-    for folder, (_, splits) in needed.items():
-        check_labels(folder, splits, allow_small=config.allow_small)
-    rows = transfer(
-        partial(instantiate, config.predictor, _convert_="all"),
-        plan,
-        labels=labels,
-        settings=read_settings(config),
-        make_trainer=partial(instantiate, config.trainer),
-        recorder=make_recorder(config),
-        bootstrap=Bootstrap(config.num_resamples, config.confidence, config.seed),
-        allow_small=config.allow_small,
-    )
-    banners = [
-        banner
-        for folder, (name, splits) in needed.items()
-        for banner in find_label_banners(folder, splits, name)
-    ]
+    output, labels = Path(HydraConfig.get().runtime.output_dir), Path(config.paths.all_labels)
+    rows, banners = transfer_configured(config, make_recorder(config))
     tables = write_transfer(
         rows,
         output,
         predictor=config.predictor.name,
         backbone=config.backbone.name,
-        fingerprints={target: read_manifest(labels / target)["fingerprints"] for target in plan.targets},
+        fingerprints={row.target: read_manifest(labels / row.target)["fingerprints"] for row in rows},
         provenance=Provenance.of(config),
-        banners=sorted(banners, key=lambda banner: not banner.is_loud),
+        banners=banners,
         split=config.split,
     )
     if banners:

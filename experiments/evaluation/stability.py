@@ -4,6 +4,7 @@ The versions have the same samples and references, but other words or other imag
 compared sample by sample, and losses are paired.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from experiments.evaluation.fronts import Columns, Floats
 from experiments.evaluation.schedules import ImageMeans
-from experiments.evaluation.statistics import Bootstrap, Estimate, number_images
+from experiments.evaluation.statistics import Bootstrap, Estimate, combine_seeds, number_images
 from m3_backbone.outcomes.table import OutcomeTable
 
 
@@ -59,19 +60,36 @@ def _strip(sample_id: str) -> str:
 def measure_stability(
     original: OutcomeTable,
     changed: OutcomeTable,
-    choices: tuple[Columns, Columns],
+    choices: Mapping[int, tuple[Columns, Columns]],
     rows: NDArray[np.int64],
     bootstrap: Bootstrap,
 ) -> Stability:
-    """Measure the stability of the `choices` (columns of scales) on the original and the changed version.
+    """Measure the stability of the choices on the original and the changed version, averaged over seeds.
 
-    `rows` are those of `find_pairs`. Images are resampled.
+    `choices` are columns of scales on both versions, by training seed, and `rows` those of `find_pairs`.
+    Images and, if there are several, seeds are resampled.
     """
-    before, after = choices[0][rows].astype(np.int64), choices[1].astype(np.int64)
+    means = ImageMeans(number_images(changed.cluster_id))
+    for seed, (before, after) in choices.items():
+        means.add_columns(seed, _compare_choices(original, changed, before[rows], after, rows))
+
+    def measure(weights: Floats) -> dict[int, Floats]:
+        return {seed: values[0] for seed, values in means(weights).items()}
+
+    by_seed = bootstrap.resample(measure, means.num_images)
+    estimates = combine_seeds(by_seed, seed=bootstrap.seed).estimate(bootstrap.confidence)
+    return Stability(len(rows), means.num_images, *(estimates[column] for column in range(6)))
+
+
+def _compare_choices(
+    original: OutcomeTable, changed: OutcomeTable, before: Columns, after: Columns, rows: NDArray[np.int64]
+) -> Floats:
+    """Return the quantities of `Stability` for each sample of the changed version, `[num_samples, 6]`."""
+    before, after = before.astype(np.int64), after.astype(np.int64)
     former = {name: getattr(original, name)[rows].astype(np.float64) for name in ("score", "cost")}
     score, cost = changed.score.astype(np.float64), changed.cost
     sample = np.arange(len(rows))
-    columns: Floats = np.column_stack(
+    columns = np.column_stack(
         [
             before == after,
             abs(before - after) <= 1,
@@ -80,8 +98,5 @@ def measure_stability(
             former["score"][:, -1] - score[:, -1],
             score[sample, before] - score[sample, after],
         ]
-    ).astype(np.float64)
-    means = ImageMeans(number_images(changed.cluster_id))
-    means.add_columns("all", columns)
-    estimates = bootstrap.estimate(lambda weights: {"all": means(weights)["all"][0]}, means.num_images)["all"]
-    return Stability(len(rows), means.num_images, *(estimates[column] for column in range(6)))
+    )
+    return np.asarray(columns, dtype=np.float64)

@@ -35,17 +35,23 @@ _NOTE = "score in percent; to the mix: points at equal {unit}, averaged over log
 
 
 class Steps:
-    """Log of the steps of a run: description, duration and path of the result of each step."""
+    """Log of the steps of a run: description, duration and path of the result of each step.
 
-    def __init__(self) -> None:
+    With `print_tables`, the table of a step is printed when it ends.
+    """
+
+    def __init__(self, print_tables: bool = False) -> None:
+        self._print_tables = print_tables
         self._lines: list[str] = []
         self._start = time.perf_counter()
 
-    def add(self, name: str, description: str, place: str | Path) -> None:
+    def add(self, name: str, description: str, place: str | Path, table: str = "") -> None:
         """Add a step that started at the end of the previous one and ends now."""
         end = time.perf_counter()
         seconds, self._start = round(end - self._start), end
         self._lines.append(f"{name:<10} {description} in {format_duration(seconds)}: {place}")
+        if self._print_tables and table:
+            print(table)
 
     def __str__(self) -> str:
         return "\n".join(self._lines)

@@ -23,7 +23,7 @@ from experiments.reporting.numbers import (
     write_number,
 )
 from experiments.reporting.page import attach_files, encode_picture, save_figure, write_page
-from experiments.reporting.run_findings import write_seed_warning
+from experiments.reporting.run_findings import ENOUGH_SEEDS, write_seed_warning
 from experiments.reporting.tables import Table, write_tables
 from experiments.results.transfer import Row, compare_versions
 from experiments.tasks.sizes import Banner, is_too_few
@@ -49,9 +49,10 @@ def write_transfer(
     `banners` warn of small numbers of images and samples.
     """
     output.mkdir(parents=True, exist_ok=True)
+    seeds = list(rows[0].trainings)
     tables = [tabulate(rows)]
     if stabilities := compare_versions(rows):
-        tables.append(tabulate_stability(stabilities))
+        tables.append(tabulate_stability(stabilities, seeds))
     write_tables(output / "tables", tables)
     plain = [
         {name: getattr(row, name) for name in ("target", "trained_on", "priced_on")}
@@ -59,7 +60,11 @@ def write_transfer(
             name: estimate and asdict(estimate)
             for name, estimate in (("gap_share", row.gap_share), ("to_mix", row.to_mix))
         }
-        | {other.measure.key: _summarize_other(other) for other in row.others}
+        | {"seeds": list(row.trainings)}
+        | {
+            other.measure.key: _summarize_other(row, number)
+            for number, other in enumerate(row.others, start=1)
+        }
         for row in rows
     ]
     plain += [
@@ -87,30 +92,36 @@ def write_transfer(
         files=files,
         tables=tables,
         split=split,
-        sentences=write_sentences(comparisons),
+        sentences=write_sentences(rows),
         records=write_records(rows),
         charts=list(charts.values()),
         fingerprints=fingerprints,
         provenance=provenance,
-        banners=[*banners, Banner(write_seed_warning(1, [predictor]), is_loud=False)],
+        seeds=seeds,
+        banners=[*banners, *find_seed_banner(predictor, len(seeds))],
     )
     return tables
 
 
 def join_rows(rows: Sequence[Row]) -> dict[str, Comparison]:
     """Return one comparison per target with the results of all its rows, which share the test samples."""
+    return {
+        target: replace(rows[0].comparison, policies=[row.result.rename(row.name) for row in rows])
+        for target, rows in group_by_target(rows).items()
+    }
+
+
+def group_by_target(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each target."""
     targets: dict[str, list[Row]] = {}
     for row in rows:
         targets.setdefault(row.target, []).append(row)
-    return {
-        target: replace(rows[0].comparison, policies=[row.result.rename(row.name) for row in rows])
-        for target, rows in targets.items()
-    }
+    return targets
 
 
 def join_others(rows: Sequence[Row], target: str) -> list[Comparison]:
     """Return one comparison per further cost measure with the results of all rows of a target."""
-    of_target = [row for row in rows if row.target == target]
+    of_target = group_by_target(rows)[target]
     return [
         replace(
             same_measure[0],
@@ -122,11 +133,10 @@ def join_others(rows: Sequence[Row], target: str) -> list[Comparison]:
     ]
 
 
-def _summarize_other(comparison: Comparison) -> dict[str, Any]:
+def _summarize_other(row: Row, measure: int) -> dict[str, Any]:
     """Return the metrics of a row in another cost measure, for `transfer.json`."""
-    (result,) = comparison.policies
-    share = result.find(mean_gap_share)
-    return {"gap_share": share and asdict(share), "to_mix": asdict(result[mean_to_mix])}
+    metrics = {"gap_share": row.find(mean_gap_share, measure), "to_mix": row.find(mean_to_mix, measure)}
+    return {name: estimate and asdict(estimate) for name, estimate in metrics.items()}
 
 
 def write_records(rows: Sequence[Row]) -> list[str]:
@@ -135,14 +145,13 @@ def write_records(rows: Sequence[Row]) -> list[str]:
     return [f"{target}: {describe_record(record)}" for target, record in records.items()]
 
 
-def write_sentences(comparisons: Mapping[str, Comparison]) -> list[str]:
+def write_sentences(rows: Sequence[Row]) -> list[str]:
     """Return sentences on the share of the gap that each predictor recovers on each target."""
     sentences = []
-    for target, comparison in comparisons.items():
+    for target, rows_of_target in group_by_target(rows).items():
+        comparison = rows_of_target[0].comparison
         shares = [
-            f"{format_share(result.find(mean_gap_share))} {result.name}"
-            for result in comparison.policies
-            if is_known(result.find(mean_gap_share))
+            f"{format_share(row.gap_share)} {row.name}" for row in rows_of_target if is_known(row.gap_share)
         ]
         if is_too_few(comparison.num_images):
             conclusion = f"there is no finding: test images are too few ({comparison.num_images})."
@@ -164,9 +173,12 @@ def tabulate(rows: Sequence[Row]) -> Table:
                 f"{row.target}, {row.name}",
                 format_share(row.gap_share),
                 format_difference(row.to_mix),
-                format_tokens(row.result[default_cost].value),
-                format_difference(row.result[to_best_fixed]),
-                *(format_difference(other.policies[0].find(mean_to_mix)) for other in row.others),
+                format_tokens(_find_default_cost(row)),
+                format_difference(row.find(to_best_fixed)),
+                *(
+                    format_difference(row.find(mean_to_mix, number))
+                    for number in range(1, len(row.others) + 1)
+                ),
             )
         )
     header = (
@@ -183,16 +195,32 @@ def tabulate(rows: Sequence[Row]) -> Table:
     caption = (
         f"At matched mean {measure.noun}, averaged over log-spaced budgets: share of the gap from mix to "
         f"budgeted oracle, and points above the mix; {where} are at the default price"
+        f"{describe_seeds(list(rows[0].trainings))}"
     )
     return Table(caption, header, tuple(cells), "transfer")
 
 
-def list_tasks(tasks: Any) -> list[str]:
-    """Return the tasks of a configuration, which names one task or a list of them, as a list."""
-    return [tasks] if isinstance(tasks, str) else [str(task) for task in tasks]
+def _find_default_cost(row: Row) -> float:
+    """Return the mean cost at the default price; every policy has one."""
+    estimate = row.find(default_cost)
+    assert estimate is not None
+    return float(estimate.value)
 
 
-def tabulate_stability(stabilities: Mapping[tuple[str, str], Stability]) -> Table:
+def describe_seeds(seeds: Sequence[int]) -> str:
+    """Return the end of a caption for values over several training seeds; empty for one."""
+    return "" if len(seeds) == 1 else f"; means over training seeds {', '.join(map(str, seeds))}"
+
+
+def find_seed_banner(predictor: str, num_seeds: int) -> list[Banner]:
+    """Return the banner for too few training seeds."""
+    is_enough = num_seeds >= ENOUGH_SEEDS
+    return [] if is_enough else [Banner(write_seed_warning(num_seeds, [predictor]), is_loud=False)]
+
+
+def tabulate_stability(
+    stabilities: Mapping[tuple[str, str], Stability], seeds: Sequence[int] = (0,)
+) -> Table:
     """Tabulate the stability of choices, and what is lost, per pair of versions of the same samples."""
     rows = [
         (
@@ -214,6 +242,6 @@ def tabulate_stability(stabilities: Mapping[tuple[str, str], Stability]) -> Tabl
         "The same questions in another version, at the default price of the original: shares of the samples "
         "with the same scale and with one at most a step away, visual tokens more, and points lost: with the "
         "choices of each version, with the finest scale, and on the changed version by its choices in place "
-        "of those of the original"
+        f"of those of the original{describe_seeds(seeds)}"
     )
     return Table(caption, header, tuple(rows), "stability")

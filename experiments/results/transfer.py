@@ -4,8 +4,8 @@ import copy
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import lightning
@@ -13,13 +13,23 @@ import numpy as np
 
 from experiments.evaluation.comparison import Comparison, PolicyResult, compare_policies
 from experiments.evaluation.costs import list_cost_measures
+from experiments.evaluation.fronts import Columns
+from experiments.evaluation.metric_table import Key, Metric
 from experiments.evaluation.metrics import mean_gap_share, mean_to_mix
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.stability import Stability, find_pairs, measure_stability
-from experiments.evaluation.statistics import Bootstrap, Estimate
+from experiments.evaluation.statistics import (
+    Bootstrap,
+    Bootstrapped,
+    Estimate,
+    allows_interval,
+    combine_seeds,
+)
+from experiments.labels.division import check_labels, find_label_banners
 from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
 from experiments.results.sources import Source, SourceReader, check_outside, name_sources
 from experiments.tasks.base import SPLITS, Split
+from experiments.tasks.sizes import Banner
 from experiments.training.joining import join_labels
 from experiments.training.trained import TrainingSettings, digest_files, join_digests
 from m3_backbone.outcomes.labels import Labels, read_labels
@@ -35,17 +45,16 @@ log = logging.getLogger(__name__)
 class Row:
     """Result of a predictor on a target task, by the tasks it was trained on and the samples of its prices.
 
-    `comparison` is that of this predictor alone on the evaluated samples `outcomes` of the target, in visual
-    tokens; `others` are the same in further cost measures.
+    `trainings` maps a training seed to comparisons of this predictor alone on the evaluated samples
+    `outcomes` of the target: in visual tokens, then in each further cost measure.
     """
 
     target: str
     trained_on: str
     priced_on: str
-    comparison: Comparison
+    trainings: Mapping[int, Sequence[Comparison]]
     outcomes: OutcomeTable
     record: EvaluationRecord | None = None
-    others: Sequence[Comparison] = ()
 
     @property
     def name(self) -> str:
@@ -55,18 +64,49 @@ class Row:
         return f"trained on {self.trained_on}, prices from {self.priced_on}"
 
     @property
+    def comparison(self) -> Comparison:
+        """Comparison in visual tokens, of the first seed."""
+        return next(iter(self.trainings.values()))[0]
+
+    @property
+    def others(self) -> Sequence[Comparison]:
+        """Comparisons in further cost measures, of the first seed."""
+        return next(iter(self.trainings.values()))[1:]
+
+    @property
     def result(self) -> PolicyResult:
+        """Result in visual tokens, of the first seed."""
         return self.comparison.policies[0]
+
+    def find(self, metric: Metric, measure: int = 0) -> Estimate | None:
+        """Return a metric averaged over the seeds in one of the cost measures; None if it does not exist.
+
+        The interval covers images and, with several seeds, trainings (`combine_seeds`).
+        """
+        by_seed = {}
+        for seed, comparisons in self.trainings.items():
+            comparison = comparisons[measure]
+            (result,) = comparison.policies
+            if (estimate := result.find(metric)) is None:
+                return None
+            resamples = comparison.metrics.resamples[Key(result.key, metric)]
+            by_seed[seed] = Bootstrapped(estimate.value, resamples, allows_interval(comparison.num_images))
+        bootstrap = self.comparison.bootstrap
+        return combine_seeds(by_seed, seed=bootstrap.seed).estimate(bootstrap.confidence)
+
+    def choose(self, seed: int) -> Columns:
+        """Return the columns of the scales chosen at the default price by the training of a seed."""
+        return self.trainings[seed][0].policies[0].default.choice
 
     @property
     def gap_share(self) -> Estimate | None:
         """Share of the gap from mix to budgeted oracle over log-spaced budgets; None if there is no gap."""
-        return self.result.find(mean_gap_share)
+        return self.find(mean_gap_share)
 
     @property
-    def to_mix(self) -> Estimate:
+    def to_mix(self) -> Estimate | None:
         """Score above the mix at matched mean visual tokens, averaged over log-spaced budgets."""
-        return self.result[mean_to_mix]
+        return self.find(mean_to_mix)
 
 
 def compare_versions(rows: Sequence[Row]) -> dict[tuple[str, str], Stability]:
@@ -87,7 +127,7 @@ def compare_versions(rows: Sequence[Row]) -> dict[tuple[str, str], Stability]:
                 pairs[original.target, changed.target] = measure_stability(
                     original.outcomes,
                     changed.outcomes,
-                    (original.result.default.choice, changed.result.default.choice),
+                    {seed: (original.choose(seed), changed.choose(seed)) for seed in changed.trainings},
                     paired,
                     changed.comparison.bootstrap,
                 )
@@ -144,6 +184,18 @@ class TransferPlan:
             is_trained_on = self.native or labels / target in needed
             needed[labels / target] = target, SPLITS if is_trained_on else ("calibration", "test")
         return needed
+
+    def check_labels(self, labels: Path, *, allow_small: bool) -> list[Banner]:
+        """Raise ValueError for missing or too few labels; return all banners, loud ones first."""
+        needed = self.list_needed(labels)
+        for folder, (_, splits) in needed.items():
+            check_labels(folder, splits, allow_small=allow_small)
+        banners = [
+            banner
+            for folder, (name, splits) in needed.items()
+            for banner in find_label_banners(folder, splits, name)
+        ]
+        return sorted(banners, key=lambda banner: not banner.is_loud)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +260,7 @@ def set_prices(
 class SourceTrainer:
     """Trains predictors on sources; what was trained on the same sources before is not trained again."""
 
-    make_predictor: Callable[[], ScalePredictor]
+    make_predictor: Callable[[int], ScalePredictor]
     reader: SourceReader
     make_trainer: Callable[..., lightning.Trainer] | None = None
     trained: dict[tuple[Source, ...], tuple[ScalePredictor, Labels]] = field(default_factory=dict)
@@ -217,8 +269,12 @@ class SourceTrainer:
         """Return a predictor trained on the sources, and the labels of their calibration splits."""
         if sources not in self.trained:
             train, validation = self.reader.read_training(sources)
-            predictor = self.make_predictor()
-            log.info("training %s on %s, %d samples", predictor.name, name_sources(sources), len(train))
+            seed = self.reader.settings.seed
+            predictor = self.make_predictor(seed)
+            log.info(
+                "training %s on %s, seed %d, %d samples",
+                *(predictor.name, name_sources(sources), seed, len(train)),
+            )
             predictor.fit(train, validation, FitContext(None, self.make_trainer))
             self.trained[sources] = predictor, self.reader.read_calibration(sources)
         return self.trained[sources]
@@ -250,17 +306,21 @@ class Target:
 
 
 def transfer(
-    make_predictor: Callable[[], ScalePredictor],
+    make_predictor: Callable[[int], ScalePredictor],
     plan: TransferPlan,
     *,
     labels: Path,
     recorder: EvaluationRecorder,
     settings: TrainingSettings,
+    seeds: Sequence[int] | None = None,
     make_trainer: Callable[..., lightning.Trainer] | None = None,
     bootstrap: Bootstrap = Bootstrap(),
     allow_small: bool = False,
 ) -> list[Row]:
     """Train a predictor on the sources of a plan and evaluate it on each of its targets.
+
+    It is trained with each of `seeds`, by default that of `settings`; `make_predictor` takes the seed. All
+    trainings are evaluated on the same samples, as one recorded evaluation of each target.
 
     The labels of a task are in `labels/<task>`, those of another backbone in `labels/../<backbone>/<task>`;
     the subset of `settings` is the part of each train split. Images are divided into training and validation
@@ -271,9 +331,10 @@ def transfer(
     Each target has three rows: the predictor with prices from the calibration splits of the sources; the same
     with prices from a few samples of the target's calibration split; and, if the plan asks for it, a
     predictor trained on the target, with prices from its calibration split (from the few samples if that
-    split is evaluated). The few samples are of images chosen at random with the seed; with `allow_small`, all
-    samples are used if there are fewer. A copy of the calibrator, if `settings` have one, is fitted on one
-    half of the images, and prices come from the other half. Evaluations of the test split are recorded.
+    split is evaluated). The few samples are of images chosen at random with the seed of `settings`; with
+    `allow_small`, all samples are used if there are fewer. A copy of the calibrator, if `settings` have one,
+    is fitted on one half of the images, and prices come from the other half. Evaluations of the test split
+    are recorded.
     Raises ValueError if labels come from different backbones, and before training if a target has too few
     samples.
     """
@@ -285,25 +346,39 @@ def transfer(
     if settings.calibrator is not None:
         for target in targets:
             split_for_calibrator(target.few)
+    seeds = list(dict.fromkeys(seeds or [settings.seed]))
     if plan.is_foreign:
-        check_outside(make_predictor())
+        check_outside(make_predictor(seeds[0]))
     like = targets[0].calibration if plan.is_foreign else None
-    reader = SourceReader(labels, settings, plan.outcomes_of, like)
-    trainer = SourceTrainer(make_predictor, reader, make_trainer)
+    trainers = {
+        seed: SourceTrainer(
+            make_predictor,
+            SourceReader(labels, replace(settings, seed=seed), plan.outcomes_of, like),
+            make_trainer,
+        )
+        for seed in seeds
+    }
     rows = []
     for target in targets:
-        predictors = list(price_predictors(target, plan, trainer))
+        priced = {seed: list(price_predictors(target, plan, trainer)) for seed, trainer in trainers.items()}
         if plan.split == "test":
             # A change of predictor, calibrator or prices is another evaluation.
-            digests = {predictor.name: predictor.digest for predictor in predictors}
+            digests = {
+                predictor.name if len(seeds) == 1 else f"{predictor.name}, seed {seed}": predictor.digest
+                for seed, predictors in priced.items()
+                for predictor in predictors
+            }
             test, record = recorder.open_test(labels / target.task, digests)
             test = join_labels({target.task: test})
         else:
             test, record = target.select_rest(), None
-        for predictor in predictors:
-            comparison, *others = predictor.evaluate(test, bootstrap)
-            trained_on, priced_on = predictor.trained_on, predictor.priced_on
-            rows.append(Row(target.task, trained_on, priced_on, comparison, test.outcomes, record, others))
+        for predictors in zip(*priced.values(), strict=True):
+            trainings = {
+                seed: predictor.evaluate(test, bootstrap)
+                for seed, predictor in zip(seeds, predictors, strict=True)
+            }
+            names = predictors[0].trained_on, predictors[0].priced_on
+            rows.append(Row(target.task, *names, trainings, test.outcomes, record))
     return rows
 
 

@@ -151,6 +151,8 @@ class TransferSettings(PredictorSettings, Intervals):
     """source whose outcomes the other versions of its samples get in training; null: each has its own"""
     num_recalibration: PositiveInt
     """number of calibration samples of the target that prices are fitted on"""
+    seeds: Annotated[list[Seed], Len(1)]
+    """training seeds; results are means over them"""
 
     @model_validator(mode="after")
     def _check_outcomes(self) -> Self:

@@ -1,5 +1,7 @@
-"""Predictors and training settings of a configuration, and its training."""
+"""Predictors and training settings of a configuration, its training and its timing."""
 
+import errno
+import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.labels.division import check_labels
+from experiments.labels.latency import Latency, measure_latency
 from experiments.training.subset import Subset
 from experiments.training.trackers.base import Tracker
 from experiments.training.trained import (
@@ -22,6 +25,8 @@ from experiments.training.trained import (
 from experiments.training.trainer import quiet_lightning, train_predictors
 from m3_backbone.outcomes.manifest import read_manifest
 from predictor.base import ScalePredictor
+
+log = logging.getLogger(__name__)
 
 # Trainer settings that only change its output, and default values of those that change weights.
 _OUTPUT_OF_TRAINER = (
@@ -46,6 +51,14 @@ def make_predictors(config: DictConfig) -> list[ScalePredictor]:
     names = [str(part.name) for part in baselines]
     check_names(names)
     return [instantiate(part, _convert_="all") for part in (config.predictor, *baselines)]
+
+
+def check_objects(config: DictConfig) -> None:
+    """Build predictors, tracker and trainer of a configuration, so that errors come before long work."""
+    quiet_lightning()
+    make_predictors(config)
+    make_tracker(config)
+    instantiate(config.trainer)
 
 
 def read_settings(config: DictConfig) -> TrainingSettings:
@@ -140,3 +153,33 @@ def train_configured(config: DictConfig) -> list[TrainingRecord]:
         make_trainer=partial(make_trainer, config.trainer),
         tracker=make_tracker(config),
     )
+
+
+def measure_configured(config: DictConfig) -> tuple[Path, Latency]:
+    """Time backbone and predictors of a configuration; return the file of the timings and its content."""
+    return measure_latency(
+        task=instantiate(config.task, _convert_="all"),
+        backbone=instantiate(config.backbone, _convert_="all"),
+        predictors=open_configured(config),
+        folder=Path(config.paths.latency),
+        num_images=config.latency.num_images,
+        num_rounds=config.latency.num_rounds,
+        batch_size=config.latency.batch_size,
+        output_tokens=config.latency.output_tokens,
+        overwrite=config.latency.overwrite,
+    )
+
+
+def measure_if_writable(config: DictConfig) -> tuple[Path, Latency] | None:
+    """Like `measure_configured`; return None, with a warning, if timings cannot be written."""
+    try:
+        return measure_configured(config)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        log.warning(
+            "no cost is counted in milliseconds, as timings cannot be written: %s; paths.latency=FOLDER "
+            "names another folder for them",
+            error,
+        )
+        return None

@@ -33,7 +33,7 @@ def test_choices_and_losses_are_paired_by_sample():
     assert rows is not None and rows.tolist() == list(range(12))[::-1]
     # Scale 9 (column 1) for all; on the changed version, three go up by one step and three down by one.
     before, after = np.ones(12, dtype=int), np.array([2] * 3 + [0] * 3 + [1] * 6)
-    stability = measure_stability(original, changed, (before, after), rows, bootstrap=Bootstrap(200))
+    stability = measure_stability(original, changed, {0: (before, after)}, rows, bootstrap=Bootstrap(200))
     assert (stability.num_samples, stability.num_images) == (12, 12)
     assert stability.same_scale.value == pytest.approx(0.5)
     assert stability.within_one_step.value == 1
@@ -43,6 +43,10 @@ def test_choices_and_losses_are_paired_by_sample():
     assert stability.lost_finest.value == 0
     assert stability.lost_by_choices.value == pytest.approx(-0.25)
     assert stability.same_scale.low < 0.5 < stability.same_scale.high
+    # Another training that changes no choice: means over both.
+    choices = {0: (before, after), 1: (before, before)}
+    over_seeds = measure_stability(original, changed, choices, rows, bootstrap=Bootstrap(200))
+    assert over_seeds.same_scale.value == pytest.approx(0.75)
 
 
 def test_samples_with_other_references_are_no_pairs():

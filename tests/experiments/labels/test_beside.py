@@ -156,7 +156,7 @@ def test_a_command_that_is_called_from_another_one_leaves_its_name(tmp_path, mon
         names.append(HydraConfig.get().job.name)
         raise ValueError("enough")
 
-    monkeypatch.setattr("experiments.labels.labelling.label", look)
+    monkeypatch.setattr("experiments.labels.configured.label", look)
     for arguments in ((), ("-m", "task.seed=1,2")):
         assert call("label", f"paths.outputs={tmp_path}", *arguments)[0] == 2
     assert set(names) == {"label"}
@@ -199,10 +199,10 @@ def test_labels_in_use_are_refused_with_the_way_out(tmp_path):
 
 
 def test_the_place_of_the_latest_link_is_checked_before_any_work(call, tmp_path, monkeypatch):
-    def label_nothing(config, needed):
+    def label_nothing(config, **arguments):
         raise AssertionError("work has begun")
 
-    monkeypatch.setattr("experiments.label.label_configured", label_nothing)
+    monkeypatch.setattr("experiments.labels.configured.label_configured", label_nothing)
     (tmp_path / "latest").mkdir()
     status, error = call("run", f"paths.outputs={tmp_path}")
     assert status == 2 and "latest is not a symbolic link: move it" in error

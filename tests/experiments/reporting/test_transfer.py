@@ -13,7 +13,7 @@ from experiments.config import Provenance
 from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.numbers import format_tokens
-from experiments.reporting.transfer import write_transfer
+from experiments.reporting.transfer import tabulate, write_transfer
 from experiments.results.sources import Source, take_outcomes
 from experiments.results.transfer import TransferPlan, compare_versions, draw_samples, transfer
 from experiments.training.joining import join_labels
@@ -68,15 +68,17 @@ def run(folder, tmp_path):
         calibrator=None,
         labels=folder,
         allow_small=False,
+        seeds=None,
         **planned,
     ):
         sources = [source if isinstance(source, Source) else Source(source) for source in sources]
         return transfer(
-            make_predictor,
+            lambda seed: make_predictor(),
             TransferPlan(sources=sources, **{"num_recalibration": 100, **planned}),
             labels=labels,
             recorder=EvaluationRecorder(tmp_path / "evaluations", "test"),
             settings=TrainingSettings(seed=0, validation_fraction=0.2, calibrator=calibrator),
+            seeds=seeds,
             bootstrap=Bootstrap(50),
             allow_small=allow_small,
         )
@@ -325,6 +327,26 @@ def test_the_rest_of_the_calibration_split_is_evaluated_without_a_record(run, tm
     assert {row.comparison.num_images for row in rows} == {125}
     assert rows[0].gap_share.value < 0 < rows[2].gap_share.value
     assert not (tmp_path / "evaluations").exists()
+
+
+def test_several_seeds_are_averaged_in_one_evaluation(run, tmp_path):
+    """Seeds divide train and validation differently; interval and mean cover both trainings."""
+    settings = {"sources": ["home"], "targets": ["swapped"], "native": False}
+    singles = [run(seeds=[seed], **settings)[0] for seed in (3, 4)]
+    assert singles[0].gap_share.value != singles[1].gap_share.value
+    before = len(read_records(tmp_path))
+    both, _ = run(seeds=[3, 4], **settings)
+    for name in ("gap_share", "to_mix"):
+        mean = np.mean([getattr(row, name).value for row in singles])
+        estimate = getattr(both, name)
+        assert estimate.value == pytest.approx(mean) and estimate.low < mean < estimate.high
+    (record,) = read_records(tmp_path)[before:]
+    assert list(record["predictors"]) == [
+        f"question_only from home, prices from {priced}, seed {seed}"
+        for seed in (3, 4)
+        for priced in ("home", "100 of swapped")
+    ]
+    assert "means over training seeds 3, 4" in tabulate([both]).caption
 
 
 def test_labels_of_another_backbone_are_read_by_rank_of_scale(run, folder):
