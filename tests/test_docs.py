@@ -120,6 +120,7 @@ def test_most_pages_have_command_lines():
     assert numbers["docs/running.md"] > 10 and sum(map(bool, numbers.values())) > 10
 
 
+@pytest.mark.long
 def test_links_lead_to_files_and_every_page_is_in_the_navigation(tmp_path):
     write_pages(tmp_path)
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.md")}

@@ -52,6 +52,7 @@ def test_the_embedded_backbone_reads_its_digits(task, tmp_path):
     assert read_outcomes(tmp_path / "labels", "test").score[:, -1].mean() > 0.5
 
 
+@pytest.mark.long
 def test_a_task_brings_its_own_score(task, tmp_path):
     """Answers near the right digit count in part, in the labels and through `Task.score` alike."""
     near = importlib.import_module("experiments.tasks.near_digits").NearDigits()

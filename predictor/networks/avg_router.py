@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from m3_backbone.arguments import HalfOpenFraction, PositiveInt, checked
 from predictor.batches import Batch
-from predictor.networks.base import InputShape, Network, embed_words
+from predictor.networks.base import InputShape, Network, draw_normal, embed_words
 
 Attention = Literal["crops", "tokens"]
 NUM_WORDS = 32
@@ -55,11 +55,12 @@ class AVGRouter(Network):
         self.attention, self.num_words = attention, num_words
         self.merger = nn.TransformerEncoderLayer(hidden, num_heads, hidden, dropout)
         self.router = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, num_outputs))
-        self.voter = nn.Parameter(torch.randn(shape.num_visual + num_words, 1))
+        self.voter = nn.Parameter(draw_normal(shape.num_visual + num_words, 1))
         self.norm = nn.LayerNorm(num_outputs)
         for layer in (self.router[0], self.router[2]):
             assert isinstance(layer, nn.Linear)
-            nn.init.kaiming_normal_(layer.weight)
+            if not layer.weight.is_meta:  # as in `draw_normal`
+                nn.init.kaiming_normal_(layer.weight)
 
     def encode(self, batch: Batch, token_embeddings: Tensor) -> Tensor:
         embedded = embed_words(batch.question_ids, token_embeddings, nn.Identity(), batch.visual)

@@ -72,6 +72,15 @@ class Network(nn.Module, Buildable, ABC):
         return nn.functional.pad(visual, (0, 0, 0, missing))
 
 
+def draw_normal(*shape: int, divisor: float = 1.0) -> Tensor:
+    """Return `torch.randn(*shape) / divisor`; on the meta device, which has no values, only the shape.
+
+    There PyTorch would import its compiler to draw them, which takes 2 s whenever a predictor is loaded.
+    """
+    values = torch.empty(*shape)
+    return values if values.is_meta else values.normal_().div_(divisor)
+
+
 def embed_words(question_ids: Tensor, token_embeddings: Tensor, transform: nn.Module, like: Tensor) -> Tensor:
     """Embeddings `[batch, num_words, width]` after `transform`, which runs once per distinct word."""
     words, word_of = torch.unique(question_ids, return_inverse=True)

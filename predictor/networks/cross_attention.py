@@ -9,7 +9,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from m3_backbone.arguments import HalfOpenFraction, PositiveInt, checked
 from predictor.batches import Batch
-from predictor.networks.base import InputShape, Network, average, embed_words
+from predictor.networks.base import InputShape, Network, average, draw_normal, embed_words
 
 
 class CrossAttention(Network):
@@ -44,7 +44,7 @@ class CrossAttention(Network):
         self.project_visual = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, width))
         self.place_question = nn.Linear(width, width, bias=False)
         self.place_visual = nn.Linear(width, width, bias=False)
-        self.summary = nn.Parameter(torch.randn(width) / math.sqrt(width))
+        self.summary = nn.Parameter(draw_normal(width, divisor=math.sqrt(width)))
         self.dropout = nn.Dropout(dropout)
         layer = nn.TransformerDecoderLayer(
             width, num_heads, 2 * width, dropout, activation="gelu", batch_first=True, norm_first=True

@@ -51,7 +51,7 @@ class MinimumScaleOrdinal(Objective):
     def __init__(self, num_scales: int) -> None:
         super().__init__(num_scales)
         # As in their CoralLayer: decreasing from 1, like the probability of exceeding a scale.
-        self.thresholds = nn.Parameter(torch.arange(num_scales, 0, -1) / num_scales)
+        self.thresholds = nn.Parameter(torch.tensor([rank / num_scales for rank in range(num_scales, 0, -1)]))
 
     @property
     def num_outputs(self) -> int:

@@ -41,6 +41,7 @@ def open_random(model_type="qwen3_vl"):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", ["qwen3_vl", "internvl"])
 def test_checks_print_a_table_and_succeed(call, capsys, model_type):
     backbone = ("backbone=random_vlm", f"backbone.model_type={model_type}", "backbone.device=cpu")
@@ -168,6 +169,7 @@ print(backbone.checkpoint.folder, backbone.checkpoint.folder.is_dir())
     assert not Path(folder).exists()
 
 
+@pytest.mark.long
 def test_random_backbone_labels_and_labels_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     counts = []

@@ -280,6 +280,7 @@ def test_failures_are_those_of_the_same_labels(monkeypatch, overrides, options):
     assert line == f"next: tokenscale failures {options}".strip()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "options"),
     [

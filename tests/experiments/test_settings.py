@@ -207,6 +207,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("command", "override", "line"), WRONG, ids=lambda value: str(value)[:40])
 def test_a_wrong_setting_is_one_line_with_option_value_and_what_is_allowed(command, override, line):
     with pytest.raises(ValueError) as mistake:
@@ -368,6 +369,7 @@ TYPED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("task", "typed", "suffix"),
     [("pope", *case) for case in TYPED] + [(task, *TYPED[0]) for task in ("llava_jsonl", "easy_vqa")],

@@ -76,6 +76,7 @@ def subjects() -> dict[str, Subject]:
     return {name: Subject(opener, IMAGES) for name, opener in OPENERS.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in OPENERS])
 @pytest.mark.parametrize("check", CHECKS)
 def test_backbones_of_the_package_conform(name, check, subjects):

@@ -66,6 +66,7 @@ def flip(path):
     path.write_bytes(content)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", [cut, flip])
 @pytest.mark.parametrize("names", [("last",), ("best",), ("best", "last")])
 def test_a_damaged_checkpoint_is_thrown_away(folder, undisturbed, caplog, damage, names):

@@ -71,6 +71,7 @@ def test_it_learns_what_the_question_alone_cannot_tell(trained):
     assert learned > question_only + (true - blind) / 2 - 0.01
 
 
+@pytest.mark.long
 def test_saved_and_loaded_it_estimates_the_same(trained, tmp_path):
     trained.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "weights.safetensors"}
@@ -131,6 +132,7 @@ class Killed(lightning.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.long
 def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path):
     def make_killed(callbacks, **arguments):
         return make_trainer(callbacks=[*callbacks, Killed()], **arguments)

@@ -72,6 +72,7 @@ def test_the_log_odds_are_those_of_the_likelier_spellings(backbone):
         check_prompt("Can you see it")
 
 
+@pytest.mark.long
 def test_a_linear_layer_calibrates_the_log_odds(parts, tmp_path):
     train, validation = parts
     predictor = make_predictor().fit(train, validation)

@@ -23,6 +23,7 @@ def make_predictor(**arguments):
     return LearnedPredictor(**{**options, "max_epochs": 15, "learning_rate": 3e-3, **arguments})
 
 
+@pytest.mark.long
 def test_it_learns_from_the_thumbnail_alone():
     """Brightness says whether the coarsest scale is right; the question says nothing about it."""
     train, validation, test = (with_thumbnails(make_labels(120, seed, 1), 16) for seed in range(3))

@@ -109,6 +109,7 @@ def test_tokenizer_reads_figures_one_by_one_and_gives_texts_back(processor):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
+@pytest.mark.long
 def test_stream_depends_on_the_number_of_the_picture_alone(processor):
     def stream(start, length):
         scenes = ScenePictures(Scenes(seed=0), 12)

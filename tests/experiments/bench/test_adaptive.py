@@ -31,6 +31,7 @@ def questions():
     return read_questions(Scenes(seed=5), "calibration", 5)
 
 
+@pytest.mark.long
 def test_it_measures_every_way(adaptive, capsys):
     found = measure(adaptive, adaptive.prices.default, questions(), batch_sizes=[1, 4], repeats=2)
     scales = [str(scale) for scale in adaptive.backbone.scales]

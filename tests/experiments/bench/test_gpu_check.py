@@ -110,6 +110,7 @@ def test_mistakes_are_named_before_anything_is_written(call, capsys, tmp_path, a
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_flex_attention_sees_what_the_engine_sees():
     inputs = PackedInputs.draw(num_images=2, num_questions=3, num_visual=20, heads=2, size=16, device="cpu")
     values = compare_attention(inputs, prepare_flex(inputs, is_compiled=False), is_timed=False)

@@ -55,6 +55,7 @@ def test_random_weights_draw_answers_as_they_are_told(pictures, acceptance):
     assert backbone.work.num_drafted == 2 * acceptance
 
 
+@pytest.mark.long
 def test_plain_generation_is_made_as_long_as_the_drawn_answers(pictures):
     backbone = RandomLlavaBackbone(**TINY)
     found = measure(backbone, pictures, num_naive=3, repeats=1)

@@ -83,6 +83,7 @@ def simulate(drops, image, replacement=True, num_images=NUM_CALIBRATION):
     return float((finest & safe & risky).mean())
 
 
+@pytest.mark.long
 def test_guarantee_fails_as_often_as_the_re_split_check_says_and_no_more_than_stated(population):
     drops, image = population
     true_share = simulate(drops, image)

@@ -278,6 +278,7 @@ def test_the_comparison_of_models_is_recorded(tmp_path, stated):
     assert [table.name for table in tables] == ["classifiers", "policies", "equivalence"]
 
 
+@pytest.mark.long
 def test_needs_are_printed_and_saved_before_models_are_fitted(tmp_path, stated, capsys, monkeypatch):
     """The description of the test split and the evaluation of the models are recorded separately."""
     folder, output = tmp_path / "labels", tmp_path / "output"

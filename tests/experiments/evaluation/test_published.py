@@ -27,6 +27,7 @@ def test_values_are_those_of_the_paper():
     assert find_published("m3_llava_7b", "textvqa") is None and find_published("tiny_m3", "gqa") is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backbone", "tasks"),
     [

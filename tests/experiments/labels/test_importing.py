@@ -90,6 +90,7 @@ def test_options_are_the_ladder_in_order_of_their_mean_cost(routed):
     ]
 
 
+@pytest.mark.long
 def test_evaluation_of_imported_outcomes_names_options_and_their_costs(routed, tmp_path):
     predictors = [
         QuestionOnly(max_words=1, inverse_penalties=(10.0,)),

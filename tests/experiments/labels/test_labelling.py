@@ -163,6 +163,7 @@ def test_rows_are_what_the_backbone_answers_one_by_one(undisturbed, task, backbo
     assert torch.equal(labels.inputs.token_embeddings.tensor, backbone.token_embeddings().cpu())
 
 
+@pytest.mark.long
 def test_states_of_the_decoder_are_kept_if_asked_and_take_no_further_pass(
     undisturbed, task, backbone, tmp_path
 ):

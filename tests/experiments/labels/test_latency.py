@@ -142,6 +142,7 @@ def test_the_prefill_for_a_predictor_is_timed_by_itself(backbone, tmp_path):
     np.testing.assert_allclose(timings.prefill, again.prefill.mean(axis=1))
 
 
+@pytest.mark.long
 def test_long_answers_are_timed_at_every_scale(measure, backbone, predictors, tmp_path):
     path, latency = measure(output_tokens=4)
     shape = (4, 3, len(backbone.scales))
@@ -241,6 +242,7 @@ def test_batches_are_whole_and_times_are_per_picture(measure, monkeypatch):
         measure(num_rounds=0)
 
 
+@pytest.mark.long
 def test_what_has_been_timed_is_not_timed_again(measure, predictors, monkeypatch):
     first, _ = measure()
     before = first.read_bytes()

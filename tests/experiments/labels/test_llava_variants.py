@@ -57,6 +57,7 @@ def pictures():
     return {f"image{i}": Image.fromarray(pixels[:, : 120 - 60 * i]) for i, pixels in enumerate(noise)}
 
 
+@pytest.mark.long
 def test_labels_are_the_answers_one_by_one(backbone, pictures):
     samples = {
         image: [
@@ -128,6 +129,7 @@ def test_a_coarse_answer_runs_no_fine_vision_pass(shrunk, pictures, monkeypatch)
     assert set(sides) == {shrunk.processor.images.patch_size}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["queries", "pruned", "enlarged"])
 def test_an_adaptive_model_is_saved_and_loaded(name, pictures, tmp_path, request):
     opened = request.getfixturevalue(name)

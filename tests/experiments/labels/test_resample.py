@@ -208,6 +208,7 @@ def assert_same(found, expected):
     assert np.array_equal(found.rows, expected.rows) and np.array_equal(found.score, expected.score)
 
 
+@pytest.mark.long
 def test_scores_are_those_of_answers_drawn_one_by_one(undisturbed, bench):
     """A few of them, each drawn alone, without a draft, on an image encoded alone."""
     backbone, test = make_backbone(), bench.test
@@ -223,6 +224,7 @@ def test_scores_are_those_of_answers_drawn_one_by_one(undisturbed, bench):
                 assert undisturbed.score[run, row, column] == expected
 
 
+@pytest.mark.long
 def test_cold_draws_have_the_scores_of_the_labels(bench):
     found = bench.resample(temperature=1e-9)
     assert np.array_equal(found.score, np.broadcast_to(bench.test.score[found.rows], found.score.shape))
@@ -284,6 +286,7 @@ def test_two_runs_on_one_folder_wait_for_each_other_unless_all_is_there(undistur
         assert_same(bench.resample(), undisturbed)
 
 
+@pytest.mark.long
 def test_more_images_and_more_runs_keep_the_draws_that_there_are(undisturbed, bench):
     two = bench.resample(num_images=2, num_runs=2)
     assert 0 < len(two.rows) < len(bench.test)

@@ -35,6 +35,7 @@ def test_chosen_steps_bring_what_they_need():
         select_steps(steps, ["e"])
 
 
+@pytest.mark.long
 def test_command_has_the_settings_that_it_knows(tmp_path):
     step = Step("a", "train", ("-m", "seed=0,1"))
     settings = ["num_resamples=100", "max_epochs=2", "task.num_images={train: 60, calibration: 20, test: 30}"]

@@ -79,6 +79,7 @@ def test_page_and_numbers_of_two_backbones(store, tmp_path, call, capsys):
     assert len(list((tmp_path / "evaluations").glob("*/*.jsonl"))) >= 1
 
 
+@pytest.mark.long
 def test_fixed_scales_need_no_predictors(store, tmp_path, call, capsys):
     paths = [f"paths.store={store}", f"paths.outputs={tmp_path}"]
     call(main, "backbones=[one,two]", "fixed_only=true", "num_resamples=20", *paths)

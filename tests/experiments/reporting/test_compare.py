@@ -312,6 +312,7 @@ def test_a_second_run_of_a_seed_with_the_same_result_counts_once(tmp_path, found
     ]
 
 
+@pytest.mark.long
 def test_a_second_run_of_a_seed_with_another_result_is_shown(tmp_path, found):
     """Three results of seed 0, the third of them twice, and one of seed 1."""
     for number, (seed, shift) in enumerate([(0, 0.01), (0, 0.05), (1, 0.03), (0, 0.09), (0, 0.09)]):

@@ -235,6 +235,7 @@ def test_a_target_of_few_images_is_refused_before_anything_is_trained(folder, tm
     assert not (tmp_path / "evaluations").exists()
 
 
+@pytest.mark.long
 def test_a_calibrator_is_fitted_where_the_prices_are(run):
     """One temperature per scale moves scales against each other: other choices, much the same worth."""
     plain, fitted = (
@@ -349,6 +350,7 @@ def test_several_seeds_are_averaged_in_one_evaluation(run, tmp_path):
     assert "means over training seeds 3, 4" in tabulate([both]).caption
 
 
+@pytest.mark.long
 def test_labels_of_another_backbone_are_read_by_rank_of_scale(run, folder):
     """The same world at scales 2, 10 and 40 of another backbone: as good as trained at home."""
     for name, scales in (("other", (2, 10, 40)), ("short", (2, 10))):

@@ -17,6 +17,7 @@ def test_the_table_has_every_predictor():
     assert sorted(read_table()) == NAMES
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_the_table_says_what_the_class_says(name):
     overrides = ["predictor.scale=9"] if name == "fixed" else []

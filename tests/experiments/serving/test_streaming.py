@@ -47,6 +47,7 @@ def test_an_answer_that_changes_after_it_was_sent_is_an_error():
         pieces.finish("the red square")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["qwen3_vl", "gemma4"])
 def test_streamed_answers_equal_whole_ones(kind):
     backbone = open_random_backbone(model_type=kind, name="model", device="cpu", max_new_tokens=12)

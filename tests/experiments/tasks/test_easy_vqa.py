@@ -21,6 +21,7 @@ def samples(task):
     return {split: list(task.samples(split)) for split in SPLITS}
 
 
+@pytest.mark.long
 def test_every_row_of_the_package_is_a_sample(samples):
     for own_split, splits in {"train": ("train", "calibration"), "test": ("test",)}.items():
         ours = Counter((s.question, s.references[0], s.image_id) for split in splits for s in samples[split])

@@ -73,6 +73,7 @@ def make_scenes_task(path: Path, **arguments: Any) -> HfDataset:
     return HfDataset(name="parquet", path=path, metric="exact", **{**fields, **arguments})
 
 
+@pytest.mark.long
 def test_labels_of_a_parquet_file_equal_those_of_the_same_images_and_questions(scenes, scene_file, tmp_path):
     task = make_scenes_task(scene_file)
     backbone = LlavaBackbone("tiny_m3", dtype="float32")

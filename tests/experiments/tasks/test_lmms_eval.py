@@ -307,6 +307,7 @@ PRESETS = sorted(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_make_tasks(preset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -327,6 +327,7 @@ def test_layouts_are_drawn_as_often_as_asked():
         Scenes(layouts={"maps": 1})
 
 
+@pytest.mark.long
 def test_larger_pictures_hold_more():
     large = Scenes(image_size=384)
     scenes = [large.scene("train", index)[0] for index in range(400)]

@@ -92,6 +92,7 @@ def test_it_takes_any_number_of_visual_tokens(name, family, tmp_path):
     np.testing.assert_allclose(np.concatenate(alone), together[:4], rtol=0, atol=tolerance)
 
 
+@pytest.mark.long
 def test_positions_are_those_among_the_stored_scales():
     predictor = make_predictor("blend", "predictor.first.features.position=0")
     predictor.fit(TRAIN, VALIDATION)

@@ -94,6 +94,7 @@ def read_curve(run, metric):
         return [(row["step"], row["value"]) for row in csv.DictReader(file) if row["metric"] == metric]
 
 
+@pytest.mark.long
 def test_resumed_training_continues_its_curves(labels, tmp_path):
     train(labels, tmp_path / "whole", Csv(folder=tmp_path / "csv"))
     (whole,) = (tmp_path / "csv" / "train" / "small").iterdir()
@@ -112,6 +113,7 @@ def test_resumed_training_continues_its_curves(labels, tmp_path):
     assert not list(tmp_path.rglob("*.run"))
 
 
+@pytest.mark.long
 def test_every_trial_of_a_search_is_a_run_without_the_test_split(labels, tmp_path):
     study = search(
         lambda overrides: QuestionOnly(inverse_penalties=(float(overrides[0].split("=")[1]),)),

@@ -109,6 +109,7 @@ def test_what_is_up_to_date_is_left_alone(labels, tmp_path):
     assert len(list((tmp_path / "mix").glob("*/manifest.json"))) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["cut", "emptied", "deleted", "a folder", "a pointer"])
 def test_a_training_with_a_file_that_does_not_load_is_trained_again(labels, tmp_path, damage):
     """Never up to date for `train` and damaged for `evaluate`: the command that makes it mends it."""

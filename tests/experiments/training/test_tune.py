@@ -165,6 +165,7 @@ def test_other_labels_are_refused(run_search):
         run_search(num_trials=2, around={"max_words": 3})
 
 
+@pytest.mark.long
 def test_a_trial_that_falls_behind_is_pruned(labels, tmp_path):
     """A learning rate of nearly nothing after three that learn: its epochs are worse than the median."""
     folder = tmp_path / "study"
@@ -268,6 +269,7 @@ def test_an_interrupted_trial_is_tried_again_with_its_values(join):
     assert second.params == first.params
 
 
+@pytest.mark.long
 def test_the_experiment_file_makes_what_the_best_trial_was(run_search, tmp_path, capsys):
     study = run_search(num_trials=3)
     with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
@@ -287,6 +289,7 @@ def test_the_experiment_file_makes_what_the_best_trial_was(run_search, tmp_path,
     }
 
 
+@pytest.mark.long
 def test_groups_values_and_lists_are_written_as_hydra_reads_them(tmp_path):
     overrides = ["predictor=question_only", "predictor.inverse_penalties=[0.3]", "predictor.max_words=3"]
     overrides += ["+predictor.extra=null", "trainer=gpu"]
@@ -313,6 +316,7 @@ def test_an_experiment_goes_on_from_another(tmp_path):
         assert config[key] == same[key]
 
 
+@pytest.mark.long
 def test_with_two_objectives_every_unbeaten_trial_gets_a_file(run_search, tmp_path):
     study = run_search(num_trials=4, objectives=["recovered", "flops"], name="pareto")
     conclude(study, tmp_path, "pareto", ["recovered", "flops"], ["predictor=question_only"])

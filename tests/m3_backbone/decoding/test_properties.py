@@ -115,6 +115,7 @@ def test_packed_answers_with_drafts_are_those_of_generate(request):
     assert [answer.token_ids for answer in answers] == expected
 
 
+@pytest.mark.long
 def test_the_answers_of_these_models_are_worth_comparing():
     """Most models answer differently at other scales, and answers have one token, some, or all."""
     lengths, distinct = set(), 0

@@ -29,6 +29,7 @@ def test_the_official_answers_and_likelihoods(recording, scale):
         assert answer.reference_tokens == case["answer_len"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", [1, 36])
 def test_shared_prefixes_give_what_generate_gives_alone(recording, scale):
     """Four questions on each of four images, of different lengths if tiled; batches cut across images."""
@@ -92,6 +93,7 @@ def test_without_references_there_is_no_likelihood(plain):
     assert mixed[0].nll is None and mixed[1].nll is not None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", [1, 144])
 def test_drafts_change_no_answer(recording, scale):
     """Right, partly right, too long, cut off and wrong ones; with and without references, in any batch."""

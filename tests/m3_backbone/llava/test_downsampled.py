@@ -92,6 +92,7 @@ def test_enlarged_images_are_encoded_whole_and_pooled(pooled, shrunk, images):
     )
 
 
+@pytest.mark.long
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["tiles", "queries"])
 def test_tiles_and_queries_encode_the_enlarged_image(kind, images, tmp_path):
@@ -143,6 +144,7 @@ def test_each_scale_has_a_vision_pass_that_runs_once_when_it_is_needed(shrunk, i
     assert passes == [(2, 3, patch, patch), (2, 3, 3 * patch, 3 * patch)]
 
 
+@pytest.mark.long
 def test_batches_change_no_answer(shrunk, images):
     encoded = shrunk.encode(images)
     rows = [(i, question) for question in QUESTIONS for i in range(len(images))]

@@ -170,6 +170,7 @@ def test_a_coarser_set_is_part_of_the_finer_one_and_in_the_order_of_the_grid(met
         pruned.visual_tokens(encoded, 5)
 
 
+@pytest.mark.long
 def test_answers_are_those_of_generate(pruned, images):
     for scale in (9, 144):
         answers = pruned.answer(pruned.encode(images), QUESTIONS, scale)

@@ -127,6 +127,7 @@ def test_visual_tokens_are_the_queries_over_the_patches_of_the_tower(backbone, f
         torch.testing.assert_close(tokens, queries(patches)[0, :scale])
 
 
+@pytest.mark.long
 def test_answers_are_those_of_generate_at_every_scale_and_in_every_batch(backbone, images):
     encoded = backbone.encode(images)
     rows = [(i, question) for question in QUESTIONS for i in range(len(images))]

@@ -19,6 +19,7 @@ def open_backbone(model_type, **arguments):
     return open_random_backbone(model_type=model_type, name=model_type, **settings)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", SCALES)
 def test_a_downsampled_image_is_encoded_as_usual(model_type):
     plain, downsampled = open_backbone(model_type), open_backbone(model_type, downsampling="enlarged")

@@ -75,6 +75,7 @@ def generated(case):
 
 
 # Each prompt with its own image, and images that run once for their questions.
+@pytest.mark.long
 @pytest.mark.parametrize("pass_tokens", [10**9, 0])
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_batch_of_questions_gives_the_answers_of_generate(case, generated, scale, pass_tokens, monkeypatch):
@@ -90,6 +91,7 @@ def test_a_batch_of_questions_gives_the_answers_of_generate(case, generated, sca
     assert case.backbone.work.since(before).prefix_tokens == num_runs * num_tokens
 
 
+@pytest.mark.long
 def test_references_have_the_likelihood_that_the_model_gives_them(case):
     backbone, texts = case.backbone, ("a red one", "blue", "3")
     references = [backbone.processor.answer_ids(text) for text in texts]
@@ -107,6 +109,7 @@ def test_references_have_the_likelihood_that_the_model_gives_them(case):
         assert answer.reference_tokens == num_tokens
 
 
+@pytest.mark.long
 def test_drafts_change_no_answer_and_save_its_decoding(case, generated):
     coarse, fine = (case.answer(scale) for scale in SCALES)
     before = dataclasses.replace(case.backbone.work)
@@ -127,6 +130,7 @@ def test_drafts_change_no_answer_and_save_its_decoding(case, generated):
             assert np.log(answer.confidence) == pytest.approx(log_prob, abs=1e-4)
 
 
+@pytest.mark.long
 def test_sampled_answers_depend_on_their_keys_only(case):
     backbone, question = case.backbone, QUESTIONS[0]
     draws = [Draw(2.0, (number,)) for number in range(4)]
@@ -161,6 +165,7 @@ def test_the_ladder_is_that_of_the_image_processor(case):
         Gemma4Backbone(case.backbone.checkpoint, scales=SCALES).num_visual_tokens((64, 64), 280)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("image_size", "counts"),
     [
@@ -222,6 +227,7 @@ def test_an_image_without_positions_for_its_patches_is_refused(tmp_path):
         backbone.encode([Image.new("RGB", (3000, 2))])
 
 
+@pytest.mark.long
 def test_a_copied_checkpoint_and_a_pickled_backbone_answer_alike(case, generated, tmp_path):
     case.backbone.checkpoint.copy_to(tmp_path / "copy")
     arguments = case.backbone.saved_arguments()

@@ -67,6 +67,7 @@ def inputs_of(backbone, image, question, scale):
     return {**inputs, "pixel_values": pixels["pixel_values"]}
 
 
+@pytest.mark.long
 def test_answers_equal_generate_from_pixels(backbone):
     images = [*draw_noise(SIZES), Image.new("RGB", (30, 60))]
     encoded = backbone.encode(images)
@@ -184,6 +185,7 @@ def test_flops_equal_those_counted(folder):
             assert rest.get_total_flops() == backbone.vision_flops(image.size, scale) - coarsest
 
 
+@pytest.mark.long
 def test_small_batches_and_copies_give_equal_answers(folder, backbone, tmp_path):
     images, questions = draw_noise(SIZES), QUESTIONS[:1] * len(SIZES)
     backbone.checkpoint.copy_to(tmp_path / "copy")

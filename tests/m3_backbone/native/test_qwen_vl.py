@@ -64,6 +64,7 @@ def generated(case):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_batch_of_questions_gives_the_answers_of_generate(case, generated, scale):
     pairs = [(number, question) for number in range(len(SIZES)) for question in QUESTIONS]

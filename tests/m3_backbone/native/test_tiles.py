@@ -116,6 +116,7 @@ class Official:
         return -float(log_probs[torch.arange(start - 1, end - 1), ids[start:end]].mean())
 
 
+@pytest.mark.long
 def test_answers_equal_generate_from_pixels(backbone: TiledBackbone) -> None:
     official = Official(backbone)
     black = Image.new("RGB", (30, 60))

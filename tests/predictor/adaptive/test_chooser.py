@@ -113,6 +113,7 @@ def fit(make, parts):
     return make().fit(*parts)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BLIND)
 def test_a_predictor_without_features_of_the_backbone_chooses_the_same_without_it(name, parts, images):
     predictor = fit(BLIND[name], parts)

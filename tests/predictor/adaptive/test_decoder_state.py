@@ -100,6 +100,7 @@ def test_the_model_is_saved_and_loaded(model, backbone, images, tmp_path):
     assert loaded.answer([], []) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("asks", [False, True])
 def test_the_saved_hybrid_takes_the_decisions_of_evaluation(backbone, images, asks, tmp_path):
     """Both count the prefill of the coarsest scale; that of self-asking is the same at every scale."""

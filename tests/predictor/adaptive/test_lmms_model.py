@@ -90,6 +90,7 @@ def test_the_entry_point_names_the_model():
     assert not AdaptiveLmms.is_simple
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [{}, {"price": 4.0}, {"price": 0.0}, {"point": "guarantee"}])
 def test_answers_choices_and_costs_are_those_of_the_adaptive_model(arguments, folder, documents):
     model = AdaptiveVLM.from_pretrained(folder, device="cpu")

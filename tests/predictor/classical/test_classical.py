@@ -44,6 +44,7 @@ def test_trees_as_arrays_say_what_scikit_learn_says():
     np.testing.assert_allclose(found, model.decision_function(others), atol=1e-6)
 
 
+@pytest.mark.long
 def test_boosting_sees_question_and_image(boosting):
     blind, true = value(blind_estimates(TEST)), value(true_estimates(TEST))
     assert value(boosting.predict(TEST.inputs)) > (blind + true) / 2
@@ -51,6 +52,7 @@ def test_boosting_sees_question_and_image(boosting):
     assert boosting.count_flops(TEST.inputs) > 2 * 8 * 9 * 24  # eight components of nine tokens
 
 
+@pytest.mark.long
 def test_what_is_not_read_does_not_help():
     """Statistics of noise alone recover nothing; of the crowding, what the picture alone tells."""
     noise = BOOSTING(features=Features(statistics="image")).fit(TRAIN, VALIDATION).predict(TEST.inputs)
@@ -96,6 +98,7 @@ def test_a_fractional_score_counts_as_much_as_it_is():
     np.testing.assert_allclose(estimates.mean(axis=0), [0.5, 0.5, 1.0], atol=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("control", [ShuffledLabels, RandomFeatures, RandomChoice])
 def test_controls_recover_nothing(control, boosting):
     spoilt = control(predictor=BOOSTING, name="control").fit(TRAIN, VALIDATION)
@@ -115,6 +118,7 @@ def test_random_features_keep_no_length():
     assert [len(text.split()) for text in drawn.question] == found.tolist()
 
 
+@pytest.mark.long
 def test_random_choice_keeps_the_estimates_and_deals_them_out(boosting):
     spoilt = RandomChoice(predictor=BOOSTING, name="control").fit(TRAIN, VALIDATION).predict(TEST.inputs)
     kept = boosting.predict(TEST.inputs)

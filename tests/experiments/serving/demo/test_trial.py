@@ -24,6 +24,7 @@ def test_choices_are_those_of_the_model(escalating, question):
         assert chosen.choice.estimates == pytest.approx(expected.choice.estimates)
 
 
+@pytest.mark.long
 def test_paths_are_those_of_the_hybrid(escalating):
     image = draw_picture("green")
     trial = try_scales(escalating, image, COUNT)
