@@ -15,8 +15,8 @@ import sys
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point
-from experiments.settings.command_line import quote_free_text
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.overrides import quote_free_text
 
 
 @entry_point("answer")

@@ -14,7 +14,7 @@ Examples:
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point
+from experiments.command_line.entry_point import entry_point
 
 
 @entry_point("bench_adaptive")

@@ -14,7 +14,7 @@ from functools import partial
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point
+from experiments.command_line.entry_point import entry_point
 
 
 @entry_point("check_backbone")

@@ -15,7 +15,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.config import Provenance, entry_point, make_recorder
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.running import Provenance, make_recorder
 
 
 @entry_point("compare_backbones")

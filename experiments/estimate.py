@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point
+from experiments.command_line.entry_point import entry_point
 
 
 @entry_point("estimate")

@@ -13,7 +13,8 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, make_recorder
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.running import make_recorder
 
 
 @entry_point("export")

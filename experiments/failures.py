@@ -15,7 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import Provenance, entry_point
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.running import Provenance
 
 
 @entry_point("failures")

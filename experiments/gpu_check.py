@@ -16,7 +16,8 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import Provenance, entry_point
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.running import Provenance
 
 
 @entry_point("gpu_check")

@@ -13,8 +13,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import entry_point, format_given_command
-from experiments.next_commands import suggest_command
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.next_commands import suggest_command
+from experiments.command_line.running import format_given_command
 
 
 @entry_point("import_outcomes")

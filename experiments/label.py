@@ -11,8 +11,9 @@ Examples:
 
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_given_command, is_one_after_another, record_command
-from experiments.next_commands import format_next
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.next_commands import format_next
+from experiments.command_line.running import format_given_command, is_one_after_another, record_command
 
 
 @entry_point("label")

@@ -17,7 +17,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.config import Provenance, entry_point
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.running import Provenance
 
 
 @entry_point("label_curve")

@@ -11,7 +11,7 @@ Examples:
 
 from omegaconf import DictConfig
 
-from experiments.config import entry_point
+from experiments.command_line.entry_point import entry_point
 
 
 @entry_point("latency")

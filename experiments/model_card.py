@@ -15,7 +15,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import entry_point, make_recorder
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.running import make_recorder
 
 
 @entry_point("model_card")

@@ -17,7 +17,8 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, format_running_command, make_recorder, record_command
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.running import format_running_command, make_recorder, record_command
 
 
 @entry_point("resample")

@@ -16,8 +16,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.config import (
-    entry_point,
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.running import (
     format_given_command,
     is_one_after_another,
     is_sweep,

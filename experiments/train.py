@@ -12,8 +12,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.config import entry_point, is_sweep
-from experiments.next_commands import format_next
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.next_commands import format_next
+from experiments.command_line.running import is_sweep
 
 
 @entry_point("train")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.config import entry_point
-from experiments.next_commands import suggest_command
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.next_commands import suggest_command
 
 
 @entry_point("train_backbone")

@@ -11,15 +11,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from docs.site.pages import DOCUMENTS, list_documents, list_navigation, write_pages
-from experiments.cli import find_config_dir, list_commands
-from experiments.settings.check import check_settings
-from experiments.settings.command_line import (
+from experiments.command_line.overrides import (
     compose,
     find_malformed,
     find_unreadable,
     find_wrong_argument,
     quote_free_text,
 )
+from experiments.command_line.script import find_config_dir, list_commands
+from experiments.settings.check import check_settings
 from tests.pages import take_blocks, write_blocks
 from tests.paths import ROOT
 

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 import predictor
 from experiments import train
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.training.configured import open_configured
 from experiments.training.trained import TrainingSettings, find_trained, load_trained, read_record
 from experiments.training.trainer import train_predictors

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from experiments import tasks
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.labels.labelling import label
 from experiments.tasks.base import SPLITS, Task
 from experiments.tasks.scoring import METRICS

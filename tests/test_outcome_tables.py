@@ -8,8 +8,8 @@ import pytest
 import yaml
 from hydra.utils import instantiate
 
-from experiments.cli import find_config_dir
-from experiments.settings.command_line import compose
+from experiments.command_line.overrides import compose
+from experiments.command_line.script import find_config_dir
 from experiments.tasks.outcome_file import OutcomeFile
 from tests.paths import ROOT
 

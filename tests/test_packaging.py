@@ -11,7 +11,7 @@ import pytest
 from hatchling.build import build_wheel
 from packaging.requirements import Requirement
 
-from experiments.cli import EXTRAS, describe_missing
+from experiments.command_line.script import EXTRAS, describe_missing
 from tests.paths import ROOT
 
 # Of the embedded model's training: in the clone only.
@@ -70,12 +70,12 @@ def script(wheel, tmp_path_factory):
     wheel.extractall(folder)
     (entry_points,) = folder.glob("*.dist-info/entry_points.txt")
     assert entry_points.read_text() == (
-        "[console_scripts]\ntokenscale = experiments.cli:main\n\n"
+        "[console_scripts]\ntokenscale = experiments.command_line.script:main\n\n"
         "[lmms_eval.models]\ntokenscale = predictor.adaptive:make_manifest\n"
     )
     path = folder / "bin" / "tokenscale"
     path.parent.mkdir()
-    path.write_text("import sys\nfrom experiments.cli import main\nsys.exit(main())\n")
+    path.write_text("import sys\nfrom experiments.command_line.script import main\nsys.exit(main())\n")
     return path, os.environ | {"PYTHONPATH": str(folder)}
 
 
@@ -236,9 +236,11 @@ def test_model_object_imports_nothing_that_it_does_not_need():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arguments", [["run"], ["label", "--help"]])
-def test_a_command_without_its_extra_names_it(arguments):
-    code = f"from experiments.cli import main\nsys.argv[1:] = {arguments}\nmain()"
+@pytest.mark.parametrize(
+    ("arguments", "package"), [(["run"], "hydra"), (["label", "--help"], "omegaconf")], ids=["run", "label"]
+)
+def test_a_command_without_its_extra_names_it(arguments, package):
+    code = f"from experiments.command_line.script import main\nsys.argv[1:] = {arguments}\nmain()"
     done = run_without_experiments(code)
     assert done.returncode == 2
-    assert done.stderr == "error: hydra is not installed: pip install 'tokenscale[experiments]'\n"
+    assert done.stderr == f"error: {package} is not installed: pip install 'tokenscale[experiments]'\n"

@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from experiments.cli import find_config_dir, list_commands, read_docstring
-from experiments.help import list_options, split_docstring
-from experiments.settings.command_line import compose
+from experiments.command_line.help import list_options, split_docstring
+from experiments.command_line.overrides import compose
+from experiments.command_line.script import find_config_dir, list_commands, read_docstring
 
 ROOT = Path(__file__).resolve().parents[2]
 # Page of the site -> document of the repository, besides the pages of docs/, which keep their names.

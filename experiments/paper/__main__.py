@@ -15,7 +15,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import Provenance, entry_point
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.running import Provenance
 
 
 @entry_point("paper")

@@ -89,8 +89,8 @@ def write_command(step: Step, folder: Path, settings: Sequence[str], evaluations
 
 @functools.cache
 def _accepts(command: str, setting: str) -> bool:
-    from experiments.cli import find_config_dir
-    from experiments.settings.command_line import find_wrong_argument
+    from experiments.command_line.overrides import find_wrong_argument
+    from experiments.command_line.script import find_config_dir
 
     return find_wrong_argument(find_config_dir(), command, [setting]) is None
 

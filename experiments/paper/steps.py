@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.cli import list_commands
+from experiments.command_line.script import list_commands
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.backbones import (
     BackboneComparison,
     BackboneSamples,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.costs import TOKENS, CostMeasure
 from experiments.evaluation.metric_table import MOST_BAND_RESAMPLES, Family
 from experiments.evaluation.metrics import (

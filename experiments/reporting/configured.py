@@ -8,13 +8,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import Provenance, is_sweep, make_recorder
+from experiments.command_line.next_commands import format_next
+from experiments.command_line.running import Provenance, is_sweep, make_recorder
 from experiments.evaluation.fronts import Grid
 from experiments.evaluation.guarantee import GuaranteeTerms
 from experiments.evaluation.sensitive_groups import Deciding
 from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.division import check_labels
-from experiments.next_commands import format_next
 from experiments.reporting.evaluation import REPORT, EvaluationPlan, evaluate_predictors, write_evaluation
 from experiments.reporting.evaluation_tables import list_tables
 from experiments.reporting.failures import FailuresLink, find_failures

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.comparison import Comparison, check_names, compare_policies
 from experiments.evaluation.costs import CostMeasure, list_cost_measures
 from experiments.evaluation.fronts import Floats, Grid

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.needs import split_by_type
 from experiments.reporting.gallery import build_cards
 from experiments.reporting.numbers import count_noun, format_percent

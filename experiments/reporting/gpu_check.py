@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.gpu_check.parts import PartResult
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.reporting.page import write_page
 from experiments.reporting.tables import Table, format_table
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.label_curve import FittedCurve, LabelCurve, SeriesCurve
 from experiments.reporting.front_plot import PALETTE
 from experiments.reporting.numbers import MISSING, count_noun, format_difference, format_share, has_interval

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.paper.running import StepState
 from experiments.paper.steps import Step
 from experiments.reporting.numbers import format_duration

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.metrics import smallest_right, too_coarse, too_fine
 from experiments.evaluation.needs import LEAST_SAMPLES, describe_left_out, map_attributes, split_by_type

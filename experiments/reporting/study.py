@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from experiments.next_commands import suggest_command
+from experiments.command_line.next_commands import suggest_command
 from experiments.reporting.front_plot import NEUTRAL, PALETTE
 from experiments.reporting.page import save_figure, style_axes
 from experiments.reporting.tables import format_table

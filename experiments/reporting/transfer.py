@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.metrics import default_cost, mean_gap_share, mean_to_mix, to_best_fixed
 from experiments.evaluation.stability import Stability

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from experiments.config import format_command
+from experiments.command_line.running import format_command
 from experiments.labels.records import JOB_RECORD, clean, clean_command, read_record
 from experiments.results.metrics_json import METRICS
 

@@ -25,7 +25,7 @@ from omegaconf.errors import (
 )
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from experiments.cli import describe_missing
+from experiments.command_line.script import describe_missing
 from experiments.settings.base import (
     MISSING,
     Built,

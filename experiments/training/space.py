@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from experiments.cli import find_config_dir, format_commands
-from experiments.config import entry_point
-from experiments.help import list_options, split_docstring
-from experiments.next_commands import format_next
-from experiments.settings.check import check_settings
-from experiments.settings.command_line import (
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.help import list_options, split_docstring
+from experiments.command_line.next_commands import format_next
+from experiments.command_line.overrides import (
     find_malformed,
     find_wrong_argument,
     quote_free_text,
     rename_settings,
 )
+from experiments.command_line.script import find_config_dir, format_commands
+from experiments.settings.check import check_settings
 from tests.paths import ROOT
 
 CONF = find_config_dir()
@@ -88,7 +88,7 @@ def test_help_shows_every_option_and_imports_nothing_heavy(tmp_path):
     """Every option with its default and its meaning; as a script and with `python -m`."""
     code = f"""
 import contextlib, pathlib, runpy, sys
-from experiments.cli import main
+from experiments.command_line.script import main
 for name in {ENTRY_POINTS}:
     sys.argv = ["tokenscale", name, "--help"]
     with open(pathlib.Path({str(tmp_path)!r}, name), "w") as file, contextlib.redirect_stdout(file):
@@ -140,7 +140,7 @@ def test_closed_output_ends_a_command_without_a_traceback(arguments):
     """As in `tokenscale --help | head -1`, with a reader that is gone before the first line."""
     reader, writer = os.pipe()
     os.close(reader)
-    code = "from experiments.cli import main; main()"
+    code = "from experiments.command_line.script import main; main()"
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], stdout=writer, stderr=subprocess.PIPE, cwd=ROOT

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.guarantee import GuaranteeTerms
 from experiments.evaluation.metrics import mean_to_mix, to_mix
 from experiments.evaluation.policies import CascadeEntry, CascadePolicy, ScoredSamples, Signal

@@ -8,11 +8,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.cli import find_config_dir
-from experiments.config import entry_point
+from experiments.command_line.entry_point import entry_point
+from experiments.command_line.overrides import find_uncomposable
+from experiments.command_line.script import find_config_dir
 from experiments.settings.base import convert, read_words
 from experiments.settings.check import COMMANDS, check_settings, find_settings, read_signature
-from experiments.settings.command_line import find_uncomposable
 from experiments.training.configured import make_predictors
 from experiments.training.study import OBJECTIVES
 from m3_backbone.arguments import PositiveInt, show

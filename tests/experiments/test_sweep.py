@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict, read_write
 
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.training.trained import VALIDATION_METRICS, read_record
 from tests.predictor.synthetic import make_labels, write_labels
 

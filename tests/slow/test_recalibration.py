@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.evaluation.guarantee import measure_loss
 from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.held_out import EvaluationRecorder

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.tables import format_table
 from experiments.serving.configured import load_model

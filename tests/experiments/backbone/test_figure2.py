@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.evaluation.fronts import ORACLES
 from experiments.evaluation.statistics import Bootstrap
 from experiments.evaluation.variants import NESTED, PER_SCALE, UNTRAINED, compare_variants, list_variants

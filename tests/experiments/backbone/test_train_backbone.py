@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from experiments.backbone.data import PictureStream, ScenePictures, TaskPictures
 from experiments.backbone.training import PATCH_HEADS, UNFINISHED
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.tasks.easy_vqa import EasyVqa
 from experiments.tasks.scenes import Scenes
 from experiments.train_backbone import main

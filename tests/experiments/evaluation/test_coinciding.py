@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.comparison import compare_policies
 from experiments.evaluation.costs import (
     TOKENS,

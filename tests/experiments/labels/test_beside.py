@@ -15,8 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from experiments.cli import find_config_dir
-from experiments.config import replace_unprintable
+from experiments.command_line.entry_point import replace_unprintable
+from experiments.command_line.script import find_config_dir
 from experiments.labels import files as label_locks
 from experiments.labels.files import hold, make_exclusively, wait_for_lock
 from experiments.labels.folder import KeptInputs, LabelFolder
@@ -133,12 +133,12 @@ def test_an_interrupted_script_is_resumed_with_the_script(call, tmp_path, monkey
     assert error.splitlines()[-1].endswith(f"run `tokenscale label {places}` again to resume.")
 
 
-@pytest.mark.parametrize("place", ["config.find_malformed", "callbacks.take_folder"])
+@pytest.mark.parametrize("place", ["entry_point.find_malformed", "callbacks.take_folder"])
 def test_an_interrupt_before_the_work_begins_says_what_to_type(call, tmp_path, monkeypatch, place):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"experiments.{place}", interrupt)
+    monkeypatch.setattr(f"experiments.command_line.{place}", interrupt)
     places = f"paths.outputs={tmp_path}"
     status, error = call("label", "task.seed=3", places, "overwrite=true")
     assert status == 130

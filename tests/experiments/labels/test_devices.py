@@ -16,8 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import open_dict, read_write
 
-from experiments.cli import find_config_dir
-from experiments.config import is_one_after_another
+from experiments.command_line.running import is_one_after_another
+from experiments.command_line.script import find_config_dir
 from experiments.labels.devices import (
     LAUNCHED_WITH,
     VISIBLE,

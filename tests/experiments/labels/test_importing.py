@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from experiments import run
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.comparison import PolicyResult, compare_policies
 from experiments.evaluation.costs import count_costs
 from experiments.evaluation.guarantee import GuaranteeTerms

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.cli import find_config_dir
-from experiments.config import Provenance
+from experiments.command_line.overrides import compose, find_wrong_argument
+from experiments.command_line.running import Provenance
+from experiments.command_line.script import find_config_dir
 from experiments.paper.running import StepState, read_done, run_steps, write_command
 from experiments.paper.steps import Step, read_steps, select_steps
 from experiments.reporting.numbers import format_duration
 from experiments.reporting.page import save_figure
 from experiments.reporting.paper import collect, find_run, write_paper
 from experiments.reporting.tables import Table, write_tables
-from experiments.settings.command_line import compose, find_wrong_argument
 
 
 def test_steps_are_checked():

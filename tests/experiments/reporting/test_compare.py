@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.numpy import load_file, save_file
 
-from experiments.callbacks import ComparisonReport
-from experiments.config import Provenance
+from experiments.command_line.callbacks import ComparisonReport
+from experiments.command_line.running import Provenance
 from experiments.evaluation.metric_table import MOST_BAND_RESAMPLES, Family, Key, Predictor
 from experiments.evaluation.metrics import (
     METRICS,

@@ -7,8 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from experiments.cli import find_config_dir
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
+from experiments.command_line.script import find_config_dir
 from experiments.failures import main
 from experiments.reporting.failures import tabulate_failures, write_failures
 from experiments.reporting.failures_display import draw_failures, pick_failures

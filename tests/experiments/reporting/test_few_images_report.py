@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.statistics import Bootstrap, Estimate
 from experiments.reporting.draw import draw_paper
 from experiments.reporting.evaluation_tables import list_tables

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.costs import TOKENS, CostMeasure, Part
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.labels.held_out import EvaluationRecord

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.numbers import format_tokens

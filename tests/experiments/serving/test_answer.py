@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from experiments.answer import main
-from experiments.cli import find_config_dir
+from experiments.command_line.overrides import quote_free_text
+from experiments.command_line.script import find_config_dir
 from experiments.publish import main as publish
-from experiments.settings.command_line import quote_free_text
 from experiments.training.trained import TrainingSettings
 from experiments.training.trainer import train_predictors
 from m3_backbone.llava.backbone import LlavaBackbone

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.serve import main
 from experiments.serving.configured import make_service, open_socket, read_key
 from experiments.serving.limits import Limits

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.recalibrate import main
 from experiments.serving.drift import Record, identify_model
 from experiments.serving.recalibration import read_record

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from PIL import Image
 
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.tasks.base import SPLITS, OfficialSplit, Sample, Task, find_official_split
 from experiments.tasks.scoring import score
 

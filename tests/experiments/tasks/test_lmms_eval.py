@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hydra.utils import instantiate
 
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.labels.labelling import label
 from experiments.settings.check import check_settings
 from experiments.tasks.base import SPLITS, Sample

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.config import Provenance
+from experiments.command_line.running import Provenance
 from experiments.evaluation.label_curve import collect
 from experiments.labels.resampled import ResampledFolder
 from experiments.reporting.label_curve import write_label_curve

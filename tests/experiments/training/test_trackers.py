@@ -15,8 +15,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from PIL import Image
 
-from experiments.cli import find_config_dir
-from experiments.config import describe_mistake
+from experiments.command_line.entry_point import describe_mistake
+from experiments.command_line.script import find_config_dir
 from experiments.results.metrics_json import PICTURE, TABLE
 from experiments.results.tracked import show_evaluation
 from experiments.training.configured import make_tracker

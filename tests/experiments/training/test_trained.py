@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.cli import find_config_dir
+from experiments.command_line.script import find_config_dir
 from experiments.labels.files import to_file_name
 from experiments.training.configured import read_trainer
 from experiments.training.trained import (

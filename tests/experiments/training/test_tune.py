@@ -19,8 +19,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from experiments.cli import find_config_dir
-from experiments.config import describe_mistake
+from experiments.command_line.entry_point import describe_mistake
+from experiments.command_line.script import find_config_dir
 from experiments.reporting.study import conclude
 from experiments.training.space import (
     Parameter,

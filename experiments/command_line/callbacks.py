@@ -74,7 +74,7 @@ class ComparisonReport(Callback):
         if not any(folder.glob("*/metrics.json")):
             return
         # Hydra creates this object at the start of every command: plotting is imported only when needed.
-        from experiments.config import Provenance, format_command
+        from experiments.command_line.running import Provenance, format_command
         from experiments.reporting.comparison import compare_runs
 
         provenance = Provenance(

@@ -10,8 +10,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.cli import SCRIPT, find_config_dir
-from experiments.settings.command_line import compose
+from experiments.command_line.overrides import compose
+from experiments.command_line.script import SCRIPT, find_config_dir
 from m3_backbone.arguments import show
 
 # Settings that select labels, one of the predictors trained on them, and the settings of its training.

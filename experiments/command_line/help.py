@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.cli import SCRIPT, find_config_dir, read_docstring
+from experiments.command_line.script import SCRIPT, find_config_dir, read_docstring
 from experiments.settings.base import Settings
 from m3_backbone.arguments import show
 

@@ -1,4 +1,4 @@
-"""Decorator that turns a function of a configuration into a command; provenance of reports."""
+"""Decorator that turns a function of a configuration into a command, and its messages for user errors."""
 
 import functools
 import logging
@@ -6,30 +6,18 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from experiments.cli import (
-    SCRIPT,
-    append_working_directory,
-    describe_missing,
-    exit_on_closed_output,
-    find_config_dir,
-    is_started_by_script,
-)
-from experiments.labels.devices import remember_visible, restore_visible
-from experiments.settings.command_line import (
+from experiments.command_line.overrides import (
     FULL_ERROR,
     Composing,
     compose,
@@ -37,10 +25,20 @@ from experiments.settings.command_line import (
     find_wrong_argument,
     rename_settings,
 )
-
-if TYPE_CHECKING:
-    from experiments.labels.held_out import EvaluationRecorder
-    from experiments.labels.records import WorkRecord
+from experiments.command_line.running import (
+    format_command,
+    format_given_command,
+    leave_out_overwrite,
+    record_command,
+)
+from experiments.command_line.script import (
+    append_working_directory,
+    describe_missing,
+    exit_on_closed_output,
+    find_config_dir,
+    is_started_by_script,
+)
+from experiments.labels.devices import remember_visible, restore_visible
 
 # Errors of Optuna and SQLAlchemy: a full disk, a database of another user, no server, an unknown URL.
 _ERRORS_OF_DATABASES = ("StorageInternalError", "OperationalError", "NoSuchModuleError", "ArgumentError")
@@ -115,7 +113,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                     print(f"error: {mistake}", file=sys.stderr)
                     raise SystemExit(2)
                 if asks_for_help:
-                    from experiments.help import format_help
+                    from experiments.command_line.help import format_help
 
                     print(
                         format_help(
@@ -125,7 +123,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                     raise SystemExit(0)
                 return composing.run(command, arguments) if is_one_job else command()
             except KeyboardInterrupt:  # before a job begins, or between two jobs
-                given = format_command(config_name, _without_overwrite(arguments))
+                given = format_command(config_name, leave_out_overwrite(arguments))
                 print(
                     f"\nInterrupted. Finished files are kept; run `{given}` again to resume.", file=sys.stderr
                 )
@@ -147,101 +145,6 @@ def replace_unprintable() -> None:
     logging.raiseExceptions = False
 
 
-def format_command(entry_point: str, choices: Sequence[str]) -> str:
-    """Return a command line that starts like the running one: with `tokenscale` or with `python -m`."""
-    program = (
-        [SCRIPT, entry_point] if is_started_by_script() else ["python", "-m", f"experiments.{entry_point}"]
-    )
-    return shlex.join([*program, *choices])
-
-
-def is_one_after_another() -> bool:
-    """Return whether the running command is a job of a sweep whose jobs do not run at the same time."""
-    return is_sweep() and HydraConfig.get().runtime.choices.get("hydra/launcher") == "basic"
-
-
-def is_sweep() -> bool:
-    """Return whether the running command is one job of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Origin of a report: the command, its configuration (YAML), and the time."""
-
-    command: str
-    config: str
-    made: str
-
-    @classmethod
-    def of(cls, config: DictConfig) -> Self:
-        """Return the provenance of the running command."""
-        return cls(
-            format_running_command(),
-            OmegaConf.to_yaml(config, resolve=True),
-            f"{datetime.now():%Y-%m-%d %H:%M}",
-        )
-
-
-def make_recorder(config: DictConfig, configuration: str | None = None) -> "EvaluationRecorder":
-    """Return the recorder through which the running command opens test splits.
-
-    `configuration` is recorded with each evaluation; None: the resolved `config`.
-    """
-    from experiments.labels.held_out import EvaluationRecorder
-
-    return EvaluationRecorder(
-        Path(config.paths.evaluations),
-        format_running_command() if HydraConfig.initialized() else "called from Python",
-        OmegaConf.to_yaml(config, resolve=True) if configuration is None else configuration,
-        config.allow_unrecorded,
-    )
-
-
-def format_running_command(*, overwrite: bool = True) -> str:
-    """Return the running command with its overrides; in a sweep, that of the job.
-
-    Without `overwrite`, the options of that name are left out, as they would replace finished files.
-    """
-    hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
-    return format_command(
-        str(hydra_config.job.config_name), overrides if overwrite else _without_overwrite(overrides)
-    )
-
-
-def format_given_command() -> str:
-    """Return the command line that resumes the running command, or its whole sweep.
-
-    `overwrite=true` is left out, as it would replace finished files.
-    """
-    hydra_config = HydraConfig.get()
-    name = str(hydra_config.job.name)
-    if Path(sys.argv[0]).stem == name:
-        arguments = sys.argv[1:]
-    elif hydra_config.mode == RunMode.MULTIRUN:
-        # A job in a separate process has its own overrides only; those of the sweep are in a file.
-        sweep = Path(hydra_config.sweep.dir) / "multirun.yaml"
-        given = OmegaConf.load(sweep).hydra.overrides.task if sweep.is_file() else hydra_config.overrides.task
-        arguments = ["-m", *given]
-    else:
-        arguments = list(hydra_config.overrides.task)
-    command = str(hydra_config.job.config_name) if name == "__main__" else name  # the command is a package
-    return format_command(command, _without_overwrite(arguments))
-
-
-def record_command() -> "WorkRecord":
-    """Return a record of the running command, or of the job of a sweep, with the command that repeats it."""
-    from experiments.labels.records import WorkRecord
-
-    hydra_config = HydraConfig.get()
-    return WorkRecord.begin(
-        command=format_running_command(overwrite=False),
-        launcher=[text for text in hydra_config.overrides.hydra if text.startswith("hydra/launcher=")]
-        + [text for text in hydra_config.overrides.hydra if text.startswith("hydra.launcher.")],
-    )
-
-
 def recording_job() -> AbstractContextManager[None]:
     """Keep a record of the running command in its folder, if it has one, for `tokenscale status`."""
     if not HydraConfig.initialized() or os.environ.get("LOCAL_RANK", "0") != "0":
@@ -257,10 +160,6 @@ def recording_job() -> AbstractContextManager[None]:
     return recording(
         folder / JOB_RECORD, record.model_copy(update={"command": f"{record.command} {own_folder}"})
     )
-
-
-def _without_overwrite(arguments: Sequence[str]) -> list[str]:
-    return [argument for argument in arguments if not argument.partition("=")[0].endswith("overwrite")]
 
 
 def describe_mistake(error: BaseException | None, command: str = "") -> str | None:

@@ -83,7 +83,7 @@ def main() -> None:
 
 def find_config_dir() -> Path:
     """Return the `conf/` folder: beside the packages in a clone, inside `experiments/` in a wheel."""
-    package_dir = Path(__file__).resolve().parent
+    package_dir = Path(__file__).resolve().parents[1]
     for candidate in (package_dir / "conf", package_dir.parent / "conf"):
         if candidate.is_dir():
             return candidate
@@ -114,7 +114,7 @@ def format_commands() -> str:
 
 def read_docstring(command: str) -> str:
     """Return the docstring of the module of a command, without importing it."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     module = folder / f"{command}.py"
     if not module.is_file():
         module = folder / command / "__main__.py"
