@@ -6,8 +6,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,36 +58,21 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         composing = Composing(find_config_dir(), config_name)
 
         @functools.wraps(function)
-        def guarded(config: DictConfig) -> Any:
+        def run_job(config: DictConfig) -> Any:
             composing.end()
             replace_unprintable()
             restore_visible(os.environ)
             if is_started_by_script():
                 append_working_directory()
-            try:
+            with resumable(format_given_command), printing_mistakes(config_name):
                 # Imported here, as it would slow down --help and completion.
                 from experiments.settings.check import check_settings
 
                 with recording_job():
                     return function(check_settings(config_name, config))
-            except KeyboardInterrupt as interrupt:
-                lost = "".join(f"{note} " for note in getattr(interrupt, "__notes__", ()))
-                print(
-                    f"\nInterrupted. {lost}Finished files are kept; run `{format_given_command()}` again to "
-                    "resume.",
-                    file=sys.stderr,
-                )
-                raise SystemExit(130) from None
-            except Exception as error:
-                mistake = describe_mistake(error, config_name)
-                if mistake is None or os.environ.get(FULL_ERROR) == "1":
-                    raise
-                for line in mistake.splitlines():
-                    print(f"error: {line}", file=sys.stderr)
-                raise SystemExit(2) from error
 
         command = hydra.main(version_base="1.3", config_path=str(find_config_dir()), config_name=config_name)(
-            guarded
+            run_job
         )
 
         @functools.wraps(function)
@@ -97,41 +82,70 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 return command(config)
             remember_visible()
             arguments = sys.argv[1:] = rename_settings(sys.argv[1:])
-            overrides = [argument for argument in arguments if argument not in ("-h", "--help")]
-            has_flags = any(text.startswith("-") for text in overrides)
-            # With another flag, as --config-dir, Hydra prints its own help.
-            asks_for_help = overrides != arguments and not has_flags
-            is_one_job = overrides == arguments and not has_flags
-            try:
-                if is_one_job:
-                    mistake = find_malformed(find_config_dir(), arguments)
-                else:
-                    mistake = find_wrong_argument(
-                        find_config_dir(), config_name, overrides if asks_for_help else arguments
-                    )
-                if mistake is not None:
-                    print(f"error: {mistake}", file=sys.stderr)
-                    raise SystemExit(2)
-                if asks_for_help:
-                    from experiments.command_line.help import format_help
-
-                    print(
-                        format_help(
-                            config_name, compose(find_config_dir(), config_name, overrides, with_hydra=True)
-                        )
-                    )
-                    raise SystemExit(0)
-                return composing.run(command, arguments) if is_one_job else command()
-            except KeyboardInterrupt:  # before a job begins, or between two jobs
-                given = format_command(config_name, leave_out_overwrite(arguments))
-                print(
-                    f"\nInterrupted. Finished files are kept; run `{given}` again to resume.", file=sys.stderr
-                )
-                raise SystemExit(130) from None
+            # For an interrupt before a job begins, or between two jobs.
+            with resumable(lambda: format_command(config_name, leave_out_overwrite(arguments))):
+                return run_arguments(composing, command, arguments)
 
         return run
 
     return decorate
+
+
+def run_arguments(composing: Composing, command: Callable[[], Any], arguments: Sequence[str]) -> Any:
+    """Check the arguments of the command line and call the command, or print its help."""
+    folder, name = composing.config_dir, composing.config_name
+    overrides = [argument for argument in arguments if argument not in ("-h", "--help")]
+    if any(text.startswith("-") for text in overrides):
+        # With another flag, as --config-dir, Hydra prints its own help.
+        exit_on_mistake(find_wrong_argument(folder, name, arguments))
+        return command()
+    if len(overrides) < len(arguments):
+        exit_on_mistake(find_wrong_argument(folder, name, overrides))
+        from experiments.command_line.help import format_help
+
+        print(format_help(name, compose(folder, name, overrides, with_hydra=True)))
+        raise SystemExit(0)
+    exit_on_mistake(find_malformed(folder, arguments))
+    return composing.run(command, arguments)
+
+
+@contextmanager
+def resumable(format_resuming: Callable[[], str]) -> Iterator[None]:
+    """Exit with status 130 at an interrupt, and print what is lost and the command that resumes."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        lost = "".join(f"{note} " for note in getattr(interrupt, "__notes__", ()))
+        print(
+            f"\nInterrupted. {lost}Finished files are kept; run `{format_resuming()}` again to resume.",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def printing_mistakes(command: str) -> Iterator[None]:
+    """Exit with status 2 and a message for an error of the user; others keep their traceback."""
+    try:
+        yield
+    except Exception as error:
+        mistake = describe_mistake(error, command)
+        if mistake is None or os.environ.get(FULL_ERROR) == "1":
+            raise
+        _print_mistake(mistake)
+        raise SystemExit(2) from error
+
+
+def exit_on_mistake(mistake: str | None) -> None:
+    """Exit with status 2 and this message; None: there is no mistake."""
+    if mistake is not None:
+        _print_mistake(mistake)
+        raise SystemExit(2)
+
+
+def _print_mistake(mistake: str) -> None:
+    for line in mistake.splitlines():
+        print(f"error: {line}", file=sys.stderr)
 
 
 def replace_unprintable() -> None:
