@@ -1,11 +1,13 @@
 """HTML report of an evaluation: predictors, question types and a gallery of samples on one page."""
 
 import base64
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from experiments.command_line.running import Provenance
+from experiments.evaluation.comparison import PolicyResult
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.metrics import smallest_right, too_coarse, too_fine
 from experiments.evaluation.needs import LEAST_SAMPLES, describe_left_out, map_attributes, split_by_type
@@ -15,7 +17,7 @@ from experiments.reporting.evaluation_tables import list_tables
 from experiments.reporting.failures import FailuresLink
 from experiments.reporting.findings import Findings, describe_record, write_sentences
 from experiments.reporting.front_plot import plot_comparison
-from experiments.reporting.gallery import CATEGORIES, Gallery, build_cards, pick_samples
+from experiments.reporting.gallery import CATEGORIES, Card, Gallery, build_cards, pick_samples
 from experiments.reporting.guarantees import write_guarantee
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.operating_points import find_default_budget, list_points, tabulate_points
@@ -61,6 +63,57 @@ def list_links(tables: Collection[str], *, has_estimates: bool) -> list[tuple[st
     return [(anchor, words) for anchor, words in sections.items() if words]
 
 
+def _build_gallery(
+    findings: Findings, test: OutcomeTable, estimates: Floats, gallery: Gallery
+) -> Sequence[Card]:
+    """Return the cards of the gallery, with the first policy and the cascades that start from it."""
+    policies = findings.comparison.policies
+    first = policies[0]
+    choice = first.default.choice
+    rows = pick_samples(test, choice, per_category=gallery.per_category, seed=gallery.seed)
+    cascades = {
+        result.name: result.default
+        for result in policies
+        if findings.starts_from.get(result.name) == first.name
+    }
+    return build_cards(
+        test,
+        rows,
+        choice=choice,
+        estimates=estimates,
+        read_image=gallery.read_image,
+        view=gallery.view,
+        cascades=cascades,
+    )
+
+
+def _fold(tables: Mapping[str, Table]) -> dict[str, list[Table]]:
+    """Return the folded tables of each section."""
+    folded = {
+        section: [tables[name] for name in names if name in tables] for section, names in _FOLDED.items()
+    }
+    folded["tables"] += [table for name, table in tables.items() if name.startswith(_PARTS)]
+    return folded
+
+
+def _list_shares(policy: PolicyResult) -> dict[str, float]:
+    """Return shares of samples with the smallest sufficient, a coarser or a finer scale."""
+    return {
+        metric.name: float(share.value)
+        for metric in (smallest_right, too_coarse, too_fine)
+        if (share := policy.find(metric)) is not None
+    }
+
+
+def _list_reliability(policy: PolicyResult, scales: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the dots of the reliability diagram of each scale; empty for a policy without estimates."""
+    if policy.reliability is None:
+        return []
+    return [
+        {"scale": scale, "dots": list_dots(policy.reliability, column)} for column, scale in enumerate(scales)
+    ]
+
+
 def write_report(
     path: Path,
     findings: Findings,
@@ -81,23 +134,8 @@ def write_report(
     """
     comparison, others = findings.comparison, findings.others
     first = comparison.policies[0]
-    choice = first.default.choice
-    types, num_types = tabulate_types(test, choice), len(split_by_type(test))
-    rows = pick_samples(test, choice, per_category=gallery.per_category, seed=gallery.seed)
-    cascades = {
-        result.name: result.default
-        for result in comparison.policies
-        if findings.starts_from.get(result.name) == first.name
-    }
-    cards = build_cards(
-        test,
-        rows,
-        choice=choice,
-        estimates=estimates,
-        read_image=gallery.read_image,
-        view=gallery.view,
-        cascades=cascades,
-    )
+    types, num_types = tabulate_types(test, first.default.choice), len(split_by_type(test))
+    cards = _build_gallery(findings, test, estimates, gallery)
     maps = [shorten_map(need_map, {row.question_type for row in types}) for need_map in map_attributes(test)]
     confusion = count_confusion_rows(first.default.confusion, comparison.scales)
     points = list_points(findings)
@@ -108,10 +146,6 @@ def write_report(
         ),
     ]
     tables = {table.name: table for table in [*list_tables(findings), *page_tables]}
-    folded = {
-        section: [tables[name] for name in names if name in tables] for section, names in _FOLDED.items()
-    }
-    folded["tables"] += [table for name, table in tables.items() if name.startswith(_PARTS)]
     write_page(
         path,
         "report.html.j2",
@@ -124,7 +158,7 @@ def write_report(
         picture=base64.b64encode(figures.picture).decode("ascii"),
         links=list_links(tables, has_estimates=first.reliability is not None),
         tables=tables,
-        folded=folded,
+        folded=_fold(tables),
         map_tables=[table for table in page_tables if table.name.startswith("needed_by_")],
         points=points,
         start=format_tokens(find_default_budget(first, findings)),
@@ -132,17 +166,9 @@ def write_report(
         failures=failures,
         is_too_few=is_too_few(comparison.num_images),
         banners=findings.banners,
-        shares={
-            metric.name: float(share.value)
-            for metric in (smallest_right, too_coarse, too_fine)
-            if (share := first.find(metric)) is not None
-        },
+        shares=_list_shares(first),
         confusion=confusion,
-        reliability=[
-            {"scale": scale, "dots": list_dots(first.reliability, column)}
-            for column, scale in enumerate(comparison.scales)
-            if first.reliability is not None
-        ],
+        reliability=_list_reliability(first, comparison.scales),
         guarantee=write_guarantee(findings.guarantees, comparison.measure.noun)
         if findings.guarantees
         else "",
