@@ -1,14 +1,18 @@
 """Networks: what they look at, padding that changes nothing, and AVG-LLaVA's router in both readings."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from predictor.batches import BatchMaker
 from predictor.features import Features, Standard
 from predictor.networks.avg_router import AVGRouter, select_words
-from predictor.networks.base import InputShape
+from predictor.networks.base import InputShape, draw_normal
 from predictor.networks.cross_attention import CrossAttention, run_layer
 from predictor.networks.pooled import MLP, Linear
+from tests.paths import ROOT
 from tests.predictor.synthetic import HIDDEN, NUM_COARSE, make_labels
 
 LABELS = make_labels(12, seed=0)
@@ -128,3 +132,29 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         CrossAttention(SHAPE, 4, num_heads=7)
     with pytest.raises(ValueError, match=f"num_heads=7: give a divisor of the hidden size {HIDDEN}"):
         AVGRouter(InputShape(HIDDEN, NUM_COARSE, 0), 4, num_heads=7)
+
+
+@pytest.mark.long
+def test_networks_without_values_are_made_without_the_compiler():
+    """Loading a predictor makes its networks on the meta device, to check their sizes."""
+    code = """
+import sys
+import torch
+from predictor.networks.avg_router import AVGRouter
+from predictor.networks.base import InputShape
+from predictor.networks.cross_attention import CrossAttention
+from predictor.objectives.minimum_scale import MinimumScaleOrdinal
+
+with torch.device("meta"):
+    CrossAttention(InputShape(64, 9, 3), 4), AVGRouter(InputShape(64, 9, 0), 4), MinimumScaleOrdinal(4)
+print(sorted({"sympy", "torch._dynamo"} & sys.modules.keys()))
+"""
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert output.strip() == "[]"
+
+
+def test_normal_values_are_those_of_randn():
+    torch.manual_seed(0)
+    expected = torch.randn(96, 3) / 7
+    torch.manual_seed(0)
+    assert torch.equal(draw_normal(96, 3, divisor=7), expected)
