@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
     summary = label_configured(
         config,
         command=format_given_command(),
-        record=record_command(),
+        make_record=record_command,
         is_one_after_another=is_one_after_another(),
     )
     print(f"{summary}\nlabels: {summary.folder}")

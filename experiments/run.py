@@ -52,7 +52,7 @@ def main(config: DictConfig) -> float:
         summary = label_configured(
             config,
             command=format_given_command(),
-            record=record_command(),
+            make_record=record_command,
             is_one_after_another=is_one_after_another(),
             needed=SPLITS,
         )

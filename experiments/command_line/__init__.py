@@ -1,1 +1,1 @@
-"""What is around a command: script, entry point, help, messages of errors, commands that may come next."""
+"""Console script, entry point of commands, help, messages of errors, next commands."""

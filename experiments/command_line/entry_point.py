@@ -58,7 +58,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         composing = Composing(find_config_dir(), config_name)
 
         @functools.wraps(function)
-        def run_job(config: DictConfig) -> Any:
+        def run_checked(config: DictConfig) -> Any:
             composing.end()
             replace_unprintable()
             restore_visible(os.environ)
@@ -72,7 +72,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                     return function(check_settings(config_name, config))
 
         command = hydra.main(version_base="1.3", config_path=str(find_config_dir()), config_name=config_name)(
-            run_job
+            run_checked
         )
 
         @functools.wraps(function)
@@ -137,7 +137,7 @@ def printing_mistakes(command: str) -> Iterator[None]:
 
 
 def exit_on_mistake(mistake: str | None) -> None:
-    """Exit with status 2 and this message; None: there is no mistake."""
+    """Exit with status 2 and a message; do nothing for None."""
     if mistake is not None:
         _print_mistake(mistake)
         raise SystemExit(2)

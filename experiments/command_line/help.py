@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.command_line.script import SCRIPT, find_config_dir, read_docstring
@@ -137,6 +137,8 @@ def _read_value(config: DictConfig, key: str) -> str | None:
         return "..."
     try:
         value: Any = parent[name]
+        if isinstance(value, ListConfig):
+            value = OmegaConf.to_container(value, resolve=True)
     except OmegaConfBaseException:  # an interpolation of a missing mandatory value
         unresolved: Any = OmegaConf.to_container(parent)
         value = unresolved[name]

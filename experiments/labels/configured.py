@@ -1,6 +1,6 @@
 """The labelling of a configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from hydra.utils import instantiate
@@ -21,15 +21,15 @@ def label_configured(
     config: DictConfig,
     *,
     command: str,
-    record: WorkRecord,
+    make_record: Callable[[], WorkRecord],
     is_one_after_another: bool,
     needed: Sequence[Split] | None = None,
 ) -> LabelSummary:
     """Label the samples of a task that have no labels yet; return a summary.
 
-    `command` resumes the running command and `record` describes it. Jobs that run one after another all get
-    the same devices. `needed` are the splits that need enough images for later steps; None means those that
-    are labelled.
+    `command` resumes the running command. `make_record` describes it, after its devices are chosen. Jobs that
+    run one after another all get the same devices. `needed` are the splits that need enough images for later
+    steps; None means those that are labelled.
     """
     engine = instantiate(config.engine, _convert_="all")
     if isinstance(engine, LocalEngine) and engine.share_gpus and not is_one_after_another:
@@ -53,7 +53,7 @@ def label_configured(
         engine=engine,
         shard=config.shard,
         command=command,
-        record=record,
+        record=make_record(),
         check=partial(check_task, needed=needed, allow_small=config.allow_small),
     )
     if needed is not None:

@@ -50,6 +50,7 @@ def write_transfer(
     """
     output.mkdir(parents=True, exist_ok=True)
     seeds = list(rows[0].trainings)
+    shown_seed = f", seed {seeds[0]}" if len(seeds) > 1 else ""
     tables = [tabulate(rows)]
     if stabilities := compare_versions(rows):
         tables.append(tabulate_stability(stabilities, seeds))
@@ -68,7 +69,7 @@ def write_transfer(
         for row in rows
     ]
     plain += [
-        {"target": changed, "original": original, **asdict(stability)}
+        {"target": changed, "original": original, "seeds": seeds, **asdict(stability)}
         for (original, changed), stability in stabilities.items()
     ]
     write_json(output / FIGURES, json.loads(json.dumps(plain, default=float)))
@@ -79,7 +80,7 @@ def write_transfer(
             measure = in_measure.measure
             label = f"{target}, {measure.unit}" if rows[0].others else target
             plot = plot_comparison(in_measure)
-            figure = draw_paper(plot, f"{predictor}, {backbone} on {target}, {split} split")
+            figure = draw_paper(plot, f"{predictor}, {backbone} on {target}, {split} split{shown_seed}")
             name = quote(target, safe="") + (f"_{measure.key}" if number else "")
             files[label] = attach_files(save_figure(figure, output / name))
             charts[label], pictures[label] = draw_page(plot), encode_picture(figure)
@@ -98,7 +99,7 @@ def write_transfer(
         fingerprints=fingerprints,
         provenance=provenance,
         seeds=seeds,
-        banners=[*banners, *find_seed_banner(predictor, len(seeds))],
+        banners=[*banners, *find_seed_banners(predictor, len(seeds))],
     )
     return tables
 
@@ -155,10 +156,12 @@ def write_sentences(rows: Sequence[Row]) -> list[str]:
         ]
         if is_too_few(comparison.num_images):
             conclusion = f"there is no finding: test images are too few ({comparison.num_images})."
-        elif shares and not comparison.nothing_to_gain:
+        elif comparison.nothing_to_gain:
+            conclusion = "no choice of scales beats the mix, so there is nothing to recover."
+        elif shares:
             conclusion = f"the share of the gap from mix to budgeted oracle is {'; '.join(shares)}."
         else:
-            conclusion = "no choice of scales beats the mix, so there is nothing to recover."
+            conclusion = "the share of the gap does not exist at the costs that the predictors reach."
         sentences.append(f"On {target} {conclusion}")
     return sentences
 
@@ -212,8 +215,8 @@ def describe_seeds(seeds: Sequence[int]) -> str:
     return "" if len(seeds) == 1 else f"; means over training seeds {', '.join(map(str, seeds))}"
 
 
-def find_seed_banner(predictor: str, num_seeds: int) -> list[Banner]:
-    """Return the banner for too few training seeds."""
+def find_seed_banners(predictor: str, num_seeds: int) -> list[Banner]:
+    """Return the banner for too few training seeds; empty if there are enough."""
     is_enough = num_seeds >= ENOUGH_SEEDS
     return [] if is_enough else [Banner(write_seed_warning(num_seeds, [predictor]), is_loud=False)]
 

@@ -34,17 +34,12 @@ def read_transfer_plan(config: DictConfig) -> TransferPlan:
 def transfer_configured(config: DictConfig, recorder: EvaluationRecorder) -> tuple[list[Row], list[Banner]]:
     """Train and evaluate the predictor of a configuration; return the results, and banners."""
     quiet_lightning()
+    check_seeds(config)
     plan, labels = read_transfer_plan(config), Path(config.paths.all_labels)
     banners = plan.check_labels(labels, allow_small=config.allow_small)
 
-    def make_predictor(seed: int) -> ScalePredictor:
-        # The predictor interpolates the seed.
-        seeded = OmegaConf.merge(config, {"seed": seed})
-        predictor: ScalePredictor = instantiate(seeded.predictor, _convert_="all")
-        return predictor
-
     rows = transfer(
-        make_predictor,
+        partial(make_predictor, config),
         plan,
         labels=labels,
         settings=read_settings(config),
@@ -55,6 +50,24 @@ def transfer_configured(config: DictConfig, recorder: EvaluationRecorder) -> tup
         allow_small=config.allow_small,
     )
     return rows, banners
+
+
+def check_seeds(config: DictConfig) -> None:
+    """Raise ValueError for several seeds that a seed of the predictor's own would hide."""
+    has_own_seed = "seed" in config.predictor and not OmegaConf.is_interpolation(config.predictor, "seed")
+    if has_own_seed and len(set(config.seeds)) > 1:
+        raise ValueError(
+            f"predictor.seed={config.predictor.seed} is the seed of every training: give one of seeds, or "
+            "leave out predictor.seed"
+        )
+
+
+def make_predictor(config: DictConfig, seed: int) -> ScalePredictor:
+    """Return the untrained predictor of a configuration with another seed."""
+    # The predictor interpolates the seed.
+    seeded = OmegaConf.merge(config, {"seed": seed})
+    predictor: ScalePredictor = instantiate(seeded.predictor, _convert_="all")
+    return predictor
 
 
 def _list_names(names: Any) -> list[str]:

@@ -258,12 +258,16 @@ def set_prices(
 
 @dataclass(frozen=True)
 class SourceTrainer:
-    """Trains predictors on sources; what was trained on the same sources before is not trained again."""
+    """Trains predictors on sources; what was trained on the same sources before is not trained again.
+
+    `calibration` holds the calibration splits that were read, which are the same for all seeds.
+    """
 
     make_predictor: Callable[[int], ScalePredictor]
     reader: SourceReader
-    make_trainer: Callable[..., lightning.Trainer] | None = None
-    trained: dict[tuple[Source, ...], tuple[ScalePredictor, Labels]] = field(default_factory=dict)
+    make_trainer: Callable[..., lightning.Trainer] | None
+    calibration: dict[tuple[Source, ...], Labels]
+    trained: dict[tuple[Source, ...], ScalePredictor] = field(default_factory=dict)
 
     def train_on(self, sources: tuple[Source, ...]) -> tuple[ScalePredictor, Labels]:
         """Return a predictor trained on the sources, and the labels of their calibration splits."""
@@ -276,8 +280,10 @@ class SourceTrainer:
                 *(predictor.name, name_sources(sources), seed, len(train)),
             )
             predictor.fit(train, validation, FitContext(None, self.make_trainer))
-            self.trained[sources] = predictor, self.reader.read_calibration(sources)
-        return self.trained[sources]
+            self.trained[sources] = predictor
+        if sources not in self.calibration:
+            self.calibration[sources] = self.reader.read_calibration(sources)
+        return self.trained[sources], self.calibration[sources]
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,11 +356,13 @@ def transfer(
     if plan.is_foreign:
         check_outside(make_predictor(seeds[0]))
     like = targets[0].calibration if plan.is_foreign else None
+    calibration: dict[tuple[Source, ...], Labels] = {}
     trainers = {
         seed: SourceTrainer(
             make_predictor,
             SourceReader(labels, replace(settings, seed=seed), plan.outcomes_of, like),
             make_trainer,
+            calibration,
         )
         for seed in seeds
     }

@@ -151,6 +151,8 @@ class TransferSettings(PredictorSettings, Intervals):
     """source whose outcomes the other versions of its samples get in training; null: each has its own"""
     num_recalibration: PositiveInt
     """number of calibration samples of the target that prices are fitted on"""
+    seed: Seed
+    """seed of the samples for new prices and of the resamples; the default of seeds"""
     seeds: Annotated[list[Seed], Len(1)]
     """training seeds; results are means over them"""
 

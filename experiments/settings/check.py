@@ -314,7 +314,12 @@ def _is_interpolated(config: DictConfig, option: str) -> bool:
     *path, name = option.split(".")
     try:
         node = OmegaConf.select(config, ".".join(path)) if path else config
-        return isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name)
+        if not isinstance(node, DictConfig) or OmegaConf.is_interpolation(node, name):
+            return isinstance(node, DictConfig)
+        value = node._get_node(name)
+        return isinstance(value, ListConfig) and any(
+            OmegaConf.is_interpolation(value, position) for position in range(len(value))
+        )
     except OmegaConfBaseException:
         return False
 

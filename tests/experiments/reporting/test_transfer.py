@@ -8,12 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
 from experiments.command_line.running import Provenance
+from experiments.command_line.script import find_config_dir
 from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.held_out import EvaluationRecorder
 from experiments.reporting.numbers import format_tokens
 from experiments.reporting.transfer import tabulate, write_transfer
+from experiments.results.configured import check_seeds, make_predictor
 from experiments.results.sources import Source, take_outcomes
 from experiments.results.transfer import TransferPlan, compare_versions, draw_samples, transfer
 from experiments.training.joining import join_labels
@@ -440,6 +443,23 @@ def test_versions_of_the_same_samples_are_compared(folder, run, tmp_path):
 def test_command_composes_all_that_it_reads(folder, tmp_path, monkeypatch, capsys):
     arguments = ["predictor=question_only", "sources=[home]", "targets=same", "num_resamples=20"]
     paths = [f"paths.all_labels={folder}", f"paths.outputs={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", ["transfer", *arguments, *paths])
+    monkeypatch.setattr(sys, "argv", ["transfer", *arguments, *paths, "seeds=[5,6]"])
     main()
-    assert "100 of same" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "100 of same" in printed and "means over training seeds 5, 6" in " ".join(printed.split())
+    (output,) = (tmp_path / "runs").iterdir()
+    rows = json.loads((output / "transfer.json").read_text())
+    assert [row["seeds"] for row in rows] == [[5, 6]] * 3
+    page = (output / "transfer.html").read_text(encoding="utf-8")
+    assert "The plots show training seed 5." in page and "2 trainings (seeds) of question_only" in page
+
+
+def test_every_training_has_its_seed():
+    with initialize_config_dir(str(find_config_dir()), version_base="1.3"):
+        config = compose("transfer", ["predictor=mlp", "seed=3"])
+        fixed = compose("transfer", ["predictor=mlp", "predictor.seed=7", "seeds=[0,1]"])
+    assert list(config.seeds) == [3]
+    trained = [make_predictor(config, seed).get_arguments()["seed"] for seed in (4, 5)]
+    assert trained == [4, 5] and config.seed == 3
+    with pytest.raises(ValueError, match=r"predictor\.seed=7 is the seed of every training"):
+        check_seeds(fixed)
