@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from experiments import check_backbone, cli, label, run
+from experiments import check_backbone, label, run
+from experiments.command_line import script
 from experiments.serving.conformance import adaptive_model_is_saved_and_loaded
 from m3_backbone.conformance import Subject, run_checks
 from m3_backbone.llava.backbone import LlavaBackbone
@@ -86,7 +87,7 @@ def test_command_has_a_hyphen_or_an_underscore(name, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # the script sets it; undone here
     monkeypatch.setenv("TOKENSCALE_STARTED_BY_SCRIPT", "1")
     with pytest.raises(SystemExit) as exit:
-        cli.main()
+        script.main()
     assert exit.value.code == 0
     assert "tokenscale check-backbone backbone=tiny_m3" in capsys.readouterr().out
 
@@ -94,7 +95,7 @@ def test_command_has_a_hyphen_or_an_underscore(name, monkeypatch, capsys):
 def test_an_unknown_command_is_named_as_typed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tokenscale", "check-backbones"])
     with pytest.raises(SystemExit, match="2"):
-        cli.main()
+        script.main()
     assert capsys.readouterr().err.startswith("error: check-backbones: no such command")
 
 
