@@ -56,15 +56,15 @@ def main(config: DictConfig) -> float:
             is_one_after_another=is_one_after_another(),
             needed=SPLITS,
         )
-        steps.add("labelled", summary.describe(), config.paths.labels, str(summary))
+        steps.add("labelled", summary.describe(), config.paths.labels, lambda: summary)
     records = train_configured(config)
     options = Options.of(read_manifest(Path(config.paths.labels)))
     names = ", ".join(record.name for record in records)
-    steps.add("trained", names, config.paths.predictors, format_records(records, options))
+    steps.add("trained", names, config.paths.predictors, lambda: format_records(records, options))
     measured = measure_if_writable(config) if config.latency.num_images and not is_imported else None
     if measured is not None:
         path, timings = measured
-        steps.add("timed", describe_latency(timings), path, format_latency(timings))
+        steps.add("timed", describe_latency(timings), path, lambda: format_latency(timings))
     # Imported here: the libraries of plots take seconds, and nothing before needs them.
     from experiments.reporting.configured import evaluate_configured, format_results
 

@@ -4,6 +4,7 @@ All tables and sentences are in the report and in `tables/`.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ _NOTE = "score in percent; to the mix: points at equal {unit}, averaged over log
 class Steps:
     """Log of the steps of a run: description, duration and path of the result of each step.
 
-    With `print_tables`, the table of a step is printed when it ends.
+    With `print_tables`, a step that ends prints its table.
     """
 
     def __init__(self, print_tables: bool = False) -> None:
@@ -45,13 +46,19 @@ class Steps:
         self._lines: list[str] = []
         self._start = time.perf_counter()
 
-    def add(self, name: str, description: str, place: str | Path, table: str = "") -> None:
+    def add(
+        self,
+        name: str,
+        description: str,
+        place: str | Path,
+        make_table: Callable[[], object] | None = None,
+    ) -> None:
         """Add a step that started at the end of the previous one and ends now."""
         end = time.perf_counter()
         seconds, self._start = round(end - self._start), end
         self._lines.append(f"{name:<10} {description} in {format_duration(seconds)}: {place}")
-        if self._print_tables and table:
-            print(table)
+        if self._print_tables and make_table is not None:
+            print(make_table())
 
     def __str__(self) -> str:
         return "\n".join(self._lines)
