@@ -5,13 +5,12 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.labels.division import check_labels
-from experiments.labels.latency import Latency, measure_latency
 from experiments.training.subset import Subset
 from experiments.training.trackers.base import Tracker
 from experiments.training.trained import (
@@ -25,6 +24,9 @@ from experiments.training.trained import (
 from experiments.training.trainer import quiet_lightning, train_predictors
 from m3_backbone.outcomes.manifest import read_manifest
 from predictor.base import ScalePredictor
+
+if TYPE_CHECKING:
+    from experiments.labels.latency import Latency
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +157,11 @@ def train_configured(config: DictConfig) -> list[TrainingRecord]:
     )
 
 
-def measure_configured(config: DictConfig) -> tuple[Path, Latency]:
+def measure_configured(config: DictConfig) -> "tuple[Path, Latency]":
     """Time backbone and predictors of a configuration; return the file of the timings and its content."""
+    # Imported here: predictors without a network are trained without PyTorch.
+    from experiments.labels.latency import measure_latency
+
     return measure_latency(
         task=instantiate(config.task, _convert_="all"),
         backbone=instantiate(config.backbone, _convert_="all"),
@@ -170,7 +175,7 @@ def measure_configured(config: DictConfig) -> tuple[Path, Latency]:
     )
 
 
-def measure_if_writable(config: DictConfig) -> tuple[Path, Latency] | None:
+def measure_if_writable(config: DictConfig) -> "tuple[Path, Latency] | None":
     """Like `measure_configured`; return None, with a warning, if timings cannot be written."""
     try:
         return measure_configured(config)
