@@ -37,7 +37,7 @@ from experiments.reporting.numbers import (
     to_plain,
 )
 from experiments.reporting.page import attach_files, encode_picture, save_figure, write_page
-from experiments.reporting.run_findings import write_seed_warning
+from experiments.reporting.run_findings import warn_of_few_seeds
 from experiments.reporting.tables import Table, write_tables
 from experiments.results.timings import find_timings
 from experiments.tasks.sizes import Banner, is_too_few
@@ -201,7 +201,7 @@ def _warn_of_trainings(folders: Sequence[BackboneFolders]) -> list[Banner]:
     names = dict.fromkeys(
         entry.name for folder in folders for entry in folder.trained if entry.seed is not None
     )
-    return [Banner(write_seed_warning(1, list(names)), is_loud=False)] if names else []
+    return warn_of_few_seeds(1, list(names)) if names else []
 
 
 def write_sentences(comparison: BackboneComparison) -> list[str]:

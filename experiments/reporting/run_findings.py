@@ -54,12 +54,17 @@ def find_seed_banners(entries: Sequence[Entry]) -> list[Banner]:
     """Return warnings about trained policies with fewer than `ENOUGH_SEEDS` seeds."""
     by_number: dict[int, list[str]] = {}
     for entry in entries:
-        if entry.seeds and len(entry.seeds) < ENOUGH_SEEDS:
+        if entry.seeds:
             by_number.setdefault(len(entry.seeds), []).append(entry.label)
     return [
-        Banner(write_seed_warning(number, labels), is_loud=False)
-        for number, labels in sorted(by_number.items())
+        banner for number, labels in sorted(by_number.items()) for banner in warn_of_few_seeds(number, labels)
     ]
+
+
+def warn_of_few_seeds(num_seeds: int, labels: Sequence[str]) -> list[Banner]:
+    """Return the warning about policies trained with this number of seeds; empty if there are enough."""
+    is_enough = num_seeds >= ENOUGH_SEEDS
+    return [] if is_enough else [Banner(write_seed_warning(num_seeds, labels), is_loud=False)]
 
 
 def write_seed_warning(num_seeds: int, labels: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from experiments.reporting.numbers import (
     write_number,
 )
 from experiments.reporting.page import attach_files, encode_picture, save_figure, write_page
-from experiments.reporting.run_findings import ENOUGH_SEEDS, write_seed_warning
+from experiments.reporting.run_findings import warn_of_few_seeds
 from experiments.reporting.tables import Table, write_tables
 from experiments.results.transfer import Row, compare_versions
 from experiments.tasks.sizes import Banner, is_too_few
@@ -99,7 +99,7 @@ def write_transfer(
         fingerprints=fingerprints,
         provenance=provenance,
         seeds=seeds,
-        banners=[*banners, *find_seed_banners(predictor, len(seeds))],
+        banners=[*banners, *warn_of_few_seeds(len(seeds), [predictor])],
     )
     return tables
 
@@ -213,12 +213,6 @@ def _find_default_cost(row: Row) -> float:
 def describe_seeds(seeds: Sequence[int]) -> str:
     """Return the end of a caption for values over several training seeds; empty for one."""
     return "" if len(seeds) == 1 else f"; means over training seeds {', '.join(map(str, seeds))}"
-
-
-def find_seed_banners(predictor: str, num_seeds: int) -> list[Banner]:
-    """Return the banner for too few training seeds; empty if there are enough."""
-    is_enough = num_seeds >= ENOUGH_SEEDS
-    return [] if is_enough else [Banner(write_seed_warning(num_seeds, [predictor]), is_loud=False)]
 
 
 def tabulate_stability(
