@@ -72,7 +72,21 @@ class _MatryoshkaModel:
 
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
         """The one vision pass for every scale: projected tokens `[num_tiles, grid * grid, hidden]`."""
-        return self._project(pixel_values)
+        return self._project(self._stack_tiles(pixel_values, image_sizes))
+
+    def encode_patches(
+        self, pixel_values: Tensor, image_sizes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Patch features, which the projector turns into tokens, and the input of the layer that gives them.
+
+        `[num_tiles, grid * grid, width]` and `[num_tiles, 1 + grid * grid, width]`, class token first.
+        """
+        states, index = self._run_tower(self._stack_tiles(pixel_values, image_sizes))
+        return self._drop_class_token(states[index]), states[index - 1]
+
+    def _stack_tiles(self, pixel_values: Tensor, image_sizes: Tensor | None) -> Tensor:
+        """Tiles of all images, `[num_tiles, 3, height, width]`."""
+        return pixel_values
 
     def pool_images(
         self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None
@@ -172,14 +186,6 @@ class M3LlavaModel(_MatryoshkaModel, LlavaModel):
         """
         return self._project(pixel_values, interpolate_pos_encoding=True)
 
-    def encode_patches(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch features, which the projector turns into tokens, and the input of the layer that gives them.
-
-        `[num_images, grid * grid, width]` and `[num_images, 1 + grid * grid, width]`, class token first.
-        """
-        states, index = self._run_tower(pixel_values)
-        return self._drop_class_token(states[index]), states[index - 1]
-
 
 class QueryLlavaModel(_MatryoshkaModel, LlavaModel):
     """MQT-LLaVA: a query transformer in place of the projector. `pixel_values` as in `M3LlavaModel`."""
@@ -218,11 +224,9 @@ class M3LlavaNextModel(_MatryoshkaModel, LlavaNextModel):
         resolutions = tuple((width, height) for height, width in self.config.image_grid_pinpoints)
         return Tiling(resolutions, self.config.vision_config.image_size)
 
-    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Tensor:
+    def _stack_tiles(self, pixel_values: Tensor, image_sizes: Tensor | None) -> Tensor:
         counts = [self.tiling.num_tiles(size) for size in _width_first(image_sizes)]
-        return self._project(
-            torch.cat([image[:count] for image, count in zip(pixel_values, counts, strict=True)])
-        )
+        return torch.cat([image[:count] for image, count in zip(pixel_values, counts, strict=True)])
 
     def pool_images(
         self, tokens: Tensor, token_scale: int, image_sizes: Tensor | None = None

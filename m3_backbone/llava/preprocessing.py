@@ -77,6 +77,11 @@ class Tiling:
         rows, columns = self._unpadded(image_size, isqrt(scale))
         return scale + (rows.stop - rows.start) * (columns.stop - columns.start + 1)
 
+    def num_newlines(self, image_size: tuple[int, int], scale: int) -> int:
+        """Newline tokens among the visual tokens of `num_tokens`."""
+        rows, _ = self._unpadded(image_size, isqrt(scale))
+        return rows.stop - rows.start
+
     def pack(self, tiles: Tensor, image_size: tuple[int, int], newline: Tensor) -> Tensor:
         """Pack pooled tiles `[num_tiles, scale, hidden]`, base tile first, into `[num_tokens, hidden]`."""
         side = isqrt(tiles.shape[1])

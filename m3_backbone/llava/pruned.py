@@ -1,4 +1,4 @@
-"""Pruning of an M3 or LLaVA checkpoint: some visual tokens of the grid are kept, and none are pooled."""
+"""Pruning of an M3 or LLaVA checkpoint: some visual tokens of the finest scale are kept, none are pooled."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -12,10 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.arguments import PositiveInt, checked
-from m3_backbone.backbone import check_scale
 from m3_backbone.images import to_rgb
-from m3_backbone.llava.backbone import EncodedImage, LlavaBackbone, check_single_grid
-from m3_backbone.llava.modeling import M3LlavaModel
+from m3_backbone.llava.backbone import EncodedImage, LlavaBackbone
 from m3_backbone.llava.pooling import describe_tokens
 from m3_backbone.llava.preprocessing import ImagePreprocessor
 from m3_backbone.llava.pruning import (
@@ -30,6 +28,7 @@ from m3_backbone.llava.pruning import (
     rank_by_attention,
     rank_by_diversity,
 )
+from m3_backbone.llava.queries import num_queries_of
 from m3_backbone.loading.checkpoint import Checkpoint
 from m3_backbone.views import Panel
 
@@ -38,17 +37,19 @@ from m3_backbone.views import Panel
 class PrunedImage(EncodedImage):
     """An image after its vision pass.
 
-    `order` `[grid * grid]` ranks the tokens of the grid. `contextual` has the contextual tokens
-    `[num_tokens, hidden]` of the scales that have some.
+    `packed` `[num_tokens, hidden]` are the tokens of the finest scale, with newlines if there are tiles, and
+    `order` `[num_tokens]` ranks them. `contextual` has the contextual tokens `[count, hidden]` of the scales
+    that have some.
     """
 
+    packed: Tensor
     order: Tensor
     contextual: Mapping[int, Tensor]
 
 
 @dataclass(frozen=True)
 class PrunedPreprocessor(ImagePreprocessor):
-    """Image preprocessing of a backbone that keeps any number of the tokens of its grid."""
+    """Image preprocessing of a backbone whose scale is any number of tokens of each tile."""
 
     pruning: PruningMethod = "diversity"
 
@@ -58,17 +59,33 @@ class PrunedPreprocessor(ImagePreprocessor):
                 f"scale {token_scale} is not possible with {self.grid**2} tokens: choose from 1 to "
                 f"{self.grid**2}"
             )
-        return token_scale
+        all_tokens = super().num_visual_tokens(image_size, self.grid**2)
+        # At the finest scale, newlines are more tokens than those of the patches.
+        if token_scale == self.grid**2:
+            return all_tokens
+        return min(token_scale * self.num_tiles(image_size), all_tokens)
+
+    def num_newlines(self, image_size: tuple[int, int]) -> int:
+        return self.tiling.num_newlines(image_size, self.grid**2) if self.tiling else 0
 
     def view(self, image: Image.Image, token_scale: int) -> tuple[Panel, ...]:
-        """Return the whole picture: which tokens are kept is known only after the vision pass."""
-        return (Panel(self.resize_grid(to_rgb(image))),)
+        """Return the whole pictures: which tokens are kept is known only after the vision pass."""
+        return tuple(Panel(panel.image) for panel in super().view(image, self.grid**2))
+
+    def places(self, image_size: tuple[int, int]) -> Tensor:
+        """Place of each token of the finest scale among the patches of all tiles, -1 for a newline."""
+        patches = torch.arange(self.num_tiles(image_size) * self.grid**2)
+        if self.tiling is None:
+            return patches
+        tiles = patches.view(-1, self.grid**2, 1)
+        return self.tiling.pack(tiles, image_size, torch.tensor([-1])).flatten()
 
 
 class PrunedLlavaBackbone(LlavaBackbone):
-    """Backbone whose scales keep the best ranked visual tokens of the grid (`m3_backbone.llava.pruning`).
+    """Backbone whose scales keep the best ranked tokens of the finest one (`m3_backbone.llava.pruning`).
 
-    One vision pass and one ranking serve every scale. The finest scale of the grid equals that of
+    One vision pass and one ranking serve every scale. A scale is the number of tokens of each tile, or of the
+    image if there are none; all of them together are ranked. The finest scale of the grid equals that of
     `LlavaBackbone`.
 
     Args:
@@ -77,7 +94,7 @@ class PrunedLlavaBackbone(LlavaBackbone):
         scales: any numbers of tokens up to those of the grid; by default the scales of the checkpoint.
         arguments: further arguments of `LlavaBackbone`.
 
-    Raises ValueError for a checkpoint with tiles or learned queries, for scales that are not possible, and as
+    Raises ValueError for a checkpoint with learned queries, for scales that are not possible, and as
     `LlavaBackbone`.
     """
 
@@ -92,14 +109,19 @@ class PrunedLlavaBackbone(LlavaBackbone):
     ) -> None:
         self.pruning: PruningMethod = pruning
         super().__init__(checkpoint, **arguments)
+        self._preprocessor = PrunedPreprocessor(**vars(self.processor.images), pruning=pruning)
         self.processor = copy(self.processor)
-        self.processor.images = PrunedPreprocessor(**vars(self.processor.images), pruning=pruning)
+        self.processor.images = self._preprocessor
         self._given_scales = None if scales is None else tuple(sorted(set(scales)))
         for scale in self._given_scales or ():
-            self.processor.images.num_visual_tokens((1, 1), scale)
+            self._preprocessor.num_visual_tokens((1, 1), scale)
 
     def _check_checkpoint(self) -> None:
-        check_single_grid(self.checkpoint, "pruned")
+        if num_queries_of(self.checkpoint.config) is not None:
+            raise ValueError(
+                f"{self.checkpoint.source} has learned queries: only a checkpoint whose visual tokens are "
+                "patches can be pruned"
+            )
 
     def saved_arguments(self) -> dict[str, Any]:
         arguments = {**super().saved_arguments(), "pruning": self.pruning}
@@ -109,56 +131,89 @@ class PrunedLlavaBackbone(LlavaBackbone):
     def scales(self) -> tuple[int, ...]:
         return self._given_scales or self.checkpoint.scales
 
-    def num_visual_tokens(self, image_size: tuple[int, int], scale: int) -> int:
-        return check_scale(scale, self.scales)
-
     def vision_flops(self, image_size: tuple[int, int], scale: int) -> int:
-        ranking = pruning_flops(self.checkpoint.config, self.pruning, self.scales)
+        grid = self._preprocessor.grid
+        num_tokens = [self._preprocessor.num_visual_tokens(image_size, s) for s in (*self.scales, grid**2)]
+        ranking = pruning_flops(
+            self.checkpoint.config,
+            self.pruning,
+            num_tiles=self._preprocessor.num_tiles(image_size),
+            num_newlines=self._preprocessor.num_newlines(image_size),
+            num_tokens=num_tokens,
+        )
         return super().vision_flops(image_size, scale) + ranking
 
     def _encode_batch(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
         model = self.model.model
-        assert isinstance(model, M3LlavaModel)
-        pixels = self.processor.preprocess(images)["pixel_values"].to(self._decoder.device)
-        features, hidden = model.encode_patches(pixels)
+        inputs = {name: x.to(self._decoder.device) for name, x in self.processor.preprocess(images).items()}
+        features, hidden = model.encode_patches(**inputs)
         tokens = model.multi_modal_projector(features)
-        keys = None
-        match self.pruning:
-            case "random":
-                order = torch.stack([rank_at_random(image, tokens.shape[1]) for image in images])
-            case "diversity":
-                order = rank_by_diversity(tokens)
-            case method:
-                layer = find_layer(model.vision_tower, self.checkpoint.config)
-                attention, keys = measure_attention(layer, hidden, of_class_token=method != "patch_attention")
-                order = rank_by_attention(attention)
-        order = order.to(tokens.device)
-        encoded: list[EncodedImage] = []
-        for row, image in enumerate(images):
-            contextual = {}
-            if self.pruning == "visionzip" and keys is not None:
-                contextual = self._merge_others(features[row], keys[row], order[row])
-            encoded.append(PrunedImage(tokens[row : row + 1].clone(), image, order[row], contextual))
-        return encoded
+        packed = model.pool_images(tokens, self._preprocessor.grid**2, inputs.get("image_sizes"))
+        contextual: list[dict[int, Tensor]] = [{} for _ in images]
+        if self.pruning == "random":
+            orders = [
+                rank_at_random(image, len(own)).to(own.device)
+                for image, own in zip(images, packed, strict=True)
+            ]
+        elif self.pruning == "diversity":
+            orders = rank_by_diversity(packed)
+        else:
+            orders, contextual = self._rank_by_attention([image.size for image in images], features, hidden)
+        counts = [self._preprocessor.num_tiles(image.size) for image in images]
+        parts = zip(tokens.split(counts), images, packed, orders, contextual, strict=True)
+        return [
+            PrunedImage(tiles.clone(), image, own.clone(), order, merged)
+            for tiles, image, own, order, merged in parts
+        ]
 
-    def _merge_others(self, features: Tensor, keys: Tensor, order: Tensor) -> dict[int, Tensor]:
-        """Return the contextual tokens of an image at each scale that has some."""
-        counts = {scale: count_contextual(scale, len(order)) for scale in self.scales}
-        merged = {
-            scale: merge(features, keys, order, scale - count, count)
-            for scale, count in counts.items()
-            if count
-        }
+    def _rank_by_attention(
+        self, sizes: Sequence[tuple[int, int]], features: Tensor, hidden: Tensor
+    ) -> tuple[list[Tensor], list[dict[int, Tensor]]]:
+        """Return the orders of the tokens of images of these sizes, and their contextual tokens.
+
+        `features` and `hidden` are those of `encode_patches`, for the tiles of all images.
+        """
+        layer = find_layer(self.model.model.vision_tower, self.checkpoint.config)
+        attention, keys = measure_attention(layer, hidden, of_class_token=self.pruning != "patch_attention")
+        counts = [self._preprocessor.num_tiles(size) for size in sizes]
+        orders: list[Tensor] = []
+        contextual: list[dict[int, Tensor]] = []
+        for size, received, own_features, own_keys in zip(
+            sizes, attention.split(counts), features.split(counts), keys.split(counts), strict=True
+        ):
+            places = self._preprocessor.places(size).to(attention.device)
+            order = rank_by_attention(received, places)
+            orders.append(order)
+            of_tokens = (part.flatten(0, 1)[places] for part in (own_features, own_keys))
+            contextual.append(
+                self._merge_others(size, order, *of_tokens) if self.pruning == "visionzip" else {}
+            )
+        return orders, contextual
+
+    def _merge_others(
+        self, image_size: tuple[int, int], order: Tensor, features: Tensor, keys: Tensor
+    ) -> dict[int, Tensor]:
+        """Return the contextual tokens of an image at each scale that has some.
+
+        `features` and `keys` are those of all tokens; the newlines, last in `order`, are not merged.
+        """
+        patches = order[: len(order) - self._preprocessor.num_newlines(image_size)]
         project = self.model.model.multi_modal_projector
-        return {scale: project(others) for scale, others in merged.items()}
+        contextual = {}
+        for scale in self.scales:
+            num_kept = self.num_visual_tokens(image_size, scale)
+            if count := count_contextual(num_kept, len(patches)):
+                contextual[scale] = project(merge(features, keys, patches, num_kept - count, count))
+        return contextual
 
+    @torch.no_grad()
     def visual_tokens(self, encoded: Sequence[Any], scale: int) -> list[Tensor]:
-        """Visual tokens of each image that enter the decoder at a scale, `[scale, hidden]`."""
-        check_scale(scale, self.scales)
+        """Visual tokens of each image that enter the decoder at a scale, `[num_tokens, hidden]`."""
         visual = []
         for image in encoded:
-            contextual = image.contextual.get(scale, image.tokens[0, :0])
-            kept = keep(image.tokens[0], image.order, scale - len(contextual))
+            num_kept = self.num_visual_tokens(image.size, scale)
+            contextual = image.contextual.get(scale, image.packed[:0])
+            kept = keep(image.packed, image.order, num_kept - len(contextual))
             visual.append(torch.cat([kept, contextual]))
         return visual
 

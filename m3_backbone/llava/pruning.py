@@ -1,14 +1,20 @@
-"""Pruning of visual tokens: the patches of an image are ranked, and a scale keeps the first of them.
+"""Pruning of visual tokens: the tokens of an image are ranked, and a scale keeps the first of them.
 
 The ranking is the same for all scales, so the kept tokens of a coarser scale are some of those of a finer
-one. They enter the decoder in the order of the grid. No ranking reads the question; none is trained.
+one. They enter the decoder in their old order. No ranking reads the question; none is trained.
+
+With tiles, the tokens are those of the finest scale: patches of padding are not among them, and the newlines
+at the ends of rows are. DivPrune ranks them all together, as its authors do. The rankings by attention take
+the best patch of each tile in turn, then the second of each, as attention is a share of what its tile
+receives; newlines come last. VisionZip selects in each tile too, but also from padding, and drops newlines.
 
     class_attention    by the attention of the class token to the patch, summed over heads, in the layer whose
         output is taken as the features: the dominant tokens of VisionZip (Yang et al., arXiv 2412.04467).
     visionzip    5 of 32 tokens, the paper's share, are contextual ones behind the dominant ones: means of the
         features of the other patches, each added to the most similar of evenly spaced ones, by the keys of
-        the layer. They differ from scale to scale. At scales below 4, and where all patches are kept, there
-        are none. The class token itself, which VisionZip keeps as a visual token, is left out.
+        the layer; with tiles, of those of all tiles. They differ from scale to scale. Where fewer than 4
+        tokens or all patches are kept, there are none. The class token itself, which VisionZip keeps as a
+        visual token, is left out.
     patch_attention    by the mean attention that the patch receives from all other patches in that layer,
         for towers whose class token is not trained.
     diversity    DivPrune (Alvar et al., arXiv 2503.02175): first the token whose nearest other token is
@@ -40,11 +46,21 @@ def keep(tokens: Tensor, order: Tensor, scale: int) -> Tensor:
     return tokens[order[:scale].sort().values]
 
 
-def rank_by_diversity(tokens: Tensor) -> Tensor:
-    """Return the positions of tokens in DivPrune's order.
+def rank_by_diversity(images: Sequence[Tensor]) -> list[Tensor]:
+    """Return the positions of the tokens of each image in DivPrune's order.
 
-    `[batch, num_tokens, hidden]` -> `[batch, num_tokens]`.
+    `[num_tokens, hidden]` -> `[num_tokens]` for each image; images with equally many tokens are one batch.
     """
+    orders: dict[int, Tensor] = {}
+    for num_tokens in {len(tokens) for tokens in images}:
+        rows = [row for row, tokens in enumerate(images) if len(tokens) == num_tokens]
+        ranked = _rank_batch_by_diversity(torch.stack([images[row] for row in rows]))
+        orders.update(zip(rows, ranked, strict=True))
+    return [orders[row] for row in range(len(images))]
+
+
+def _rank_batch_by_diversity(tokens: Tensor) -> Tensor:
+    """`[batch, num_tokens, hidden]` -> `[batch, num_tokens]`."""
     directions = normalize(tokens.float(), dim=-1)
     distance = 1 - directions @ directions.mT
     rows = torch.arange(len(tokens), device=tokens.device)
@@ -60,9 +76,21 @@ def rank_by_diversity(tokens: Tensor) -> Tensor:
     return torch.stack(order, dim=1)
 
 
-def rank_by_attention(attention: Tensor) -> Tensor:
-    """Return the positions of patches, `[batch, num_patches]`, from most to least attention."""
-    return attention.argsort(dim=1, descending=True, stable=True)
+def rank_by_attention(attention: Tensor, places: Tensor) -> Tensor:
+    """Return the positions of the tokens of an image, `[num_tokens]`, from most to least attention.
+
+    `attention` `[num_tiles, num_patches]` is compared within each tile. `places` `[num_tokens]` are those of
+    the tokens among the patches of all tiles, -1 for a newline. Equal tokens keep their order.
+    """
+    num_tiles = len(attention)
+    is_patch = places >= 0
+    of_tokens = torch.full_like(attention, -torch.inf).flatten()
+    of_tokens[places[is_patch]] = attention.flatten()[places[is_patch]]
+    best_first = of_tokens.view_as(attention).argsort(dim=1, descending=True, stable=True)
+    rank_in_tile = best_first.argsort(dim=1)
+    turn = rank_in_tile * num_tiles + torch.arange(num_tiles, device=attention.device)[:, None]
+    turn = turn.flatten()[places].masked_fill(~is_patch, attention.numel())
+    return turn.argsort(stable=True)
 
 
 def rank_at_random(image: Image.Image, num_tokens: int) -> Tensor:
@@ -73,9 +101,9 @@ def rank_at_random(image: Image.Image, num_tokens: int) -> Tensor:
     return torch.from_numpy(np.random.RandomState(seed).permutation(num_tokens))
 
 
-def count_contextual(scale: int, num_patches: int) -> int:
-    """Number of contextual tokens of VisionZip among the `scale` tokens of an image."""
-    return 0 if scale == num_patches else round(scale * 5 / 32)
+def count_contextual(num_kept: int, num_patches: int) -> int:
+    """Number of contextual tokens of VisionZip among the kept tokens of an image."""
+    return 0 if num_kept >= num_patches else round(num_kept * 5 / 32)
 
 
 def merge(features: Tensor, keys: Tensor, order: Tensor, num_dominant: int, num_contextual: int) -> Tensor:
@@ -128,31 +156,36 @@ def find_layer(tower: nn.Module, config: Any) -> nn.Module:
     return layer
 
 
-def pruning_flops(config: Any, method: PruningMethod, scales: Sequence[int]) -> int:
+def pruning_flops(
+    config: Any, method: PruningMethod, *, num_tiles: int, num_newlines: int, num_tokens: Sequence[int]
+) -> int:
     """Operations of the ranking of an image, counted as in `m3_backbone.costs`; the same at every scale.
 
-    With n patches, a tower of width d and a decoder of width h: `2 (n + 2) d^2 + 2 (n + 1) d` for the
-    attention of the class token, `4 (n + 1) d^2 + 2 (n + 1)^2 d` for that of patches, `2 n^2 h` for
-    diversity. The contextual tokens of all `scales` are made at once: c of them from m patches take `2 m c`
-    times the size of a head, and `2 c (d h + h^2)` in the projector. Comparisons, as in sorting, and means
-    are not counted.
+    `num_tokens` are those of the scales, the last one that of all tokens, newlines included. With n patches
+    in a tile, m tokens, a tower of width d and a decoder of width h: for each tile
+    `2 (n + 2) d^2 + 2 (n + 1) d` for the attention of the class token or `4 (n + 1) d^2 + 2 (n + 1)^2 d` for
+    that of patches, and `2 m^2 h` for diversity. The contextual tokens of all scales are made at once: c of
+    them from r patches take `2 r c` times the size of a head, and `2 c (d h + h^2)` in the projector.
+    Comparisons, as in sorting, and means are not counted.
     """
     vision: Any = config.vision_config
-    width, num_patches = vision.hidden_size, (vision.image_size // vision.patch_size) ** 2
-    length, hidden = num_patches + 1, int(config.get_text_config().hidden_size)
+    width, length = vision.hidden_size, (vision.image_size // vision.patch_size) ** 2 + 1
+    hidden = int(config.get_text_config().hidden_size)
+    of_class_token = num_tiles * (2 * (length + 1) * width**2 + 2 * length * width)
     match method:
         case "class_attention":
-            return 2 * (length + 1) * width**2 + 2 * length * width
+            return of_class_token
         case "visionzip":
-            merging = 0
-            for scale in scales:
-                count = count_contextual(scale, num_patches)
-                similarity = 2 * (num_patches - scale + count) * count * (width // vision.num_attention_heads)
-                merging += similarity + 2 * count * (width * hidden + hidden**2)
-            return pruning_flops(config, "class_attention", scales) + merging
+            num_patches, merging = num_tokens[-1] - num_newlines, 0
+            for num_kept in num_tokens:
+                count = count_contextual(num_kept, num_patches)
+                similarity = 2 * (num_patches - num_kept + count) * count
+                merging += similarity * (width // vision.num_attention_heads)
+                merging += 2 * count * (width * hidden + hidden**2)
+            return of_class_token + merging
         case "patch_attention":
-            return 4 * length * width**2 + 2 * length**2 * width
+            return num_tiles * (4 * length * width**2 + 2 * length**2 * width)
         case "diversity":
-            return 2 * num_patches**2 * hidden
+            return 2 * num_tokens[-1] ** 2 * hidden
         case "random":
             return 0

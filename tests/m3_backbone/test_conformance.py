@@ -63,9 +63,12 @@ OPENERS: dict[str, Callable[[], Backbone]] = {
     ),
     "diversity": lambda: PrunedLlavaBackbone("tiny_m3", pruning="diversity", dtype="float32", **SHORT),
     "visionzip": lambda: PrunedLlavaBackbone("tiny_m3", pruning="visionzip", dtype="float32", **SHORT),
+    "tiled_visionzip": lambda: PrunedLlavaBackbone(
+        FIXTURES / "official_m3/llavanext/checkpoint", pruning="visionzip", scales=[1, 9, 36], **SHORT
+    ),
 }
-# Ladders of the same weights and code as tiny_m3.
-SLOW = ("shrunk", "enlarged", "diversity", "visionzip")
+# Ladders of the same weights and code as tiny_m3 or the tiled checkpoint.
+SLOW = ("shrunk", "enlarged", "diversity", "visionzip", "tiled_visionzip")
 # `make test` checks one backbone of each kind: pooled, with learned queries, and native.
 LONG = ("tiled", "qwen2_5_vl", "gemma4", "smolvlm", "internvl")
 MARKS = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(LONG, pytest.mark.long)

@@ -19,7 +19,6 @@ from m3_backbone.llava.pruning import (
     count_contextual,
     keep,
     merge,
-    pruning_flops,
     rank_at_random,
     rank_by_attention,
     rank_by_diversity,
@@ -29,6 +28,7 @@ from tests.query_checkpoint import write_query_checkpoint
 
 METHODS = ("class_attention", "patch_attention", "diversity", "random", "visionzip")
 PLAIN = FIXTURES / "official_m3" / "llava15" / "checkpoint"  # features of the last layer but one
+TILED = FIXTURES / "official_m3" / "llavanext" / "checkpoint"
 QUESTIONS = ["what color is the circle?", "how many squares are there?"]
 
 
@@ -76,13 +76,23 @@ def test_diversity_by_hand():
     """
     angles = torch.deg2rad(torch.tensor([0.0, 10.0, 90.0, 200.0]))
     tokens = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([[1.0], [5.0], [2.0], [9.0]])
-    assert rank_by_diversity(tokens[None]).tolist() == [[3, 1, 2, 0]]
-    assert rank_by_diversity(torch.zeros(1, 3, 2)).sort().values.tolist() == [[0, 1, 2]]
+    longer = torch.zeros(5, 2)  # equal tokens, of another number
+    orders = rank_by_diversity([tokens, longer, tokens.flip(0)])
+    assert orders[0].tolist() == [3, 1, 2, 0] and orders[2].tolist() == [0, 2, 1, 3]
+    assert sorted(orders[1].tolist()) == [0, 1, 2, 3, 4]
     assert keep(tokens, torch.tensor([3, 1, 2, 0]), 2).tolist() == tokens[[1, 3]].tolist()
 
 
 def test_ties_of_attention_keep_the_order_of_the_grid():
-    assert rank_by_attention(torch.tensor([[0.1, 0.4, 0.1, 0.4]])).tolist() == [[1, 3, 0, 2]]
+    assert rank_by_attention(torch.tensor([[0.1, 0.4, 0.1, 0.4]]), torch.arange(4)).tolist() == [1, 3, 0, 2]
+
+
+def test_tiles_take_turns_and_newlines_come_last():
+    """Three tiles of two patches; the last patch is padding, and a newline is in between."""
+    attention = torch.tensor([[0.1, 0.9], [0.01, 0.02], [0.5, 0.6]])
+    places = torch.tensor([0, 1, 2, 3, -1, 4])
+    ranked = [places[position].item() for position in rank_by_attention(attention, places)]
+    assert ranked == [1, 3, 4, 0, 2, -1]
 
 
 def test_random_orders_depend_on_the_pixels_alone(images):
@@ -196,9 +206,7 @@ def test_flops_of_the_ranking_by_hand():
     expected["visionzip"] = expected["class_attention"] + similarities + 2 * 7 * 2 * width**2
     for method, flops in expected.items():
         backbone = open_pruned(pruning=method)
-        config = backbone.checkpoint.config
-        assert pruning_flops(config, method, backbone.scales) == flops
-        assert backbone.vision_flops((9, 70), 1) == vision_flops(config) + flops
+        assert backbone.vision_flops((9, 70), 1) == vision_flops(backbone.checkpoint.config) + flops
 
 
 @pytest.mark.long
@@ -233,12 +241,82 @@ def test_what_cannot_be_pruned(tmp_path):
         open_pruned(pruning="best")
     with pytest.raises(ValueError, match="scale 145 is not possible with 144 tokens: choose from 1 to 144"):
         open_pruned(pruning="random", scales=[9, 145])
-    message = (
-        "has tiles or learned queries: only a checkpoint with one grid of patches per image can be pruned"
-    )
-    for checkpoint in (
-        FIXTURES / "official_m3" / "llavanext" / "checkpoint",
-        write_query_checkpoint(tmp_path / "mqt"),
+    queries = write_query_checkpoint(tmp_path / "mqt")
+    with pytest.raises(
+        ValueError, match="learned queries: only a checkpoint whose visual tokens are patches"
     ):
-        with pytest.raises(ValueError, match=message):
-            open_pruned(checkpoint, pruning="diversity")
+        open_pruned(queries, pruning="diversity")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def tiled(request):
+    return open_pruned(TILED, pruning=request.param)
+
+
+# Of the second image, half of the tiles is padding at the grid that is chosen for it.
+SIZES = [(300, 300), (400, 40)]
+
+
+@pytest.fixture(scope="module")
+def tiled_images():
+    noise = np.random.default_rng(1).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    return [Image.fromarray(noise[:height, :width]) for width, height in SIZES]
+
+
+def test_a_scale_of_a_tiled_checkpoint_is_a_number_of_tokens_of_each_tile(tiled, tiled_images):
+    """The finest scale is that without pruning, and no coarser scale has more tokens."""
+    pooled = LlavaBackbone(TILED, dtype="float32", device="cpu")
+    encoded, grid = tiled.encode(tiled_images), tiled.scales[-1]
+    counts = [tiled.processor.images.num_tiles(size) for size in SIZES]
+    assert min(counts) > 2
+    for scale in tiled.scales[:-1]:
+        for tokens, size, count in zip(tiled.visual_tokens(encoded, scale), SIZES, counts, strict=True):
+            assert len(tokens) == tiled.num_visual_tokens(size, scale)
+            assert len(tokens) == min(scale * count, pooled.num_visual_tokens(size, grid))
+    finest = zip(
+        tiled.visual_tokens(encoded, grid),
+        pooled.visual_tokens(pooled.encode(tiled_images), grid),
+        strict=True,
+    )
+    for own, expected in finest:
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+    for size in SIZES:
+        numbers = [tiled.processor.images.num_visual_tokens(size, scale) for scale in range(1, grid + 1)]
+        assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize("method", METHODS[:4])
+def test_kept_tokens_of_tiles_are_nested_and_in_order(method, tiled_images):
+    backbone = open_pruned(TILED, pruning=method)
+    for image in backbone.encode(tiled_images):
+        assert sorted(image.order.tolist()) == list(range(len(image.packed)))
+        for scale in backbone.scales:
+            number = backbone.num_visual_tokens(image.size, scale)
+            (tokens,) = backbone.visual_tokens([image], scale)
+            assert torch.equal(tokens, image.packed[sorted(image.order[:number].tolist())])
+
+
+@torch.no_grad()
+def test_every_tile_keeps_its_patches_with_the_most_attention(tiled_images):
+    """Against the attention weights of the tower, as VisionZip reads them, tile by tile."""
+    backbone = open_pruned(TILED, pruning="class_attention")
+    encoded = backbone.encode(tiled_images)
+    model = backbone.model.model
+    model.vision_tower.set_attn_implementation("eager")
+    layer = backbone.checkpoint.config.vision_feature_layer
+    for image, picture in zip(encoded, tiled_images, strict=True):
+        pixels = backbone.processor.images(picture)
+        attention = model.vision_tower(pixels, output_attentions=True).attentions[layer][:, :, 0, 1:].sum(1)
+        places = backbone.processor.images.places(image.size)
+        scale, grid = 9, attention.shape[1]
+        kept = places[image.order[: scale * len(pixels)]]
+        for tile, received in enumerate(attention):
+            candidates = [place % grid for place in places.tolist() if place >= 0 and place // grid == tile]
+            best = sorted(candidates, key=lambda patch: -received[patch])[:scale]
+            own = [place % grid for place in kept.tolist() if place // grid == tile]
+            assert set(own) == set(best)
+
+
+def test_views_of_tiles_have_no_cells(tiled, tiled_images):
+    panels = tiled.view_image(tiled_images[0], tiled.scales[0])
+    assert [panel.grid for panel in panels] == [None, None]
