@@ -24,6 +24,7 @@ from experiments.evaluation.fronts import (
 from experiments.evaluation.metric_table import (
     Bound,
     Key,
+    Ladder,
     Metric,
     MetricTable,
     Opponent,
@@ -69,9 +70,9 @@ class Difference:
     """Policy `first` minus `second` at the mean costs of `first`, averaged over log-spaced budgets.
 
     `p_value` is two-sided, from the paired bootstrap. `adjusted` is the p-value after Holm's correction over
-    all differences of a comparison: every policy minus the mix, and the first policy minus every other one.
-    `floor` and `adjusted_floor` are the smallest values that the number of resamples allows; a p-value at its
-    floor is an upper bound.
+    all differences of a comparison: every policy minus the mix, and the first policy minus every other one
+    and minus the mix of every other backbone. `floor` and `adjusted_floor` are the smallest values that the
+    number of resamples allows; a p-value at its floor is an upper bound.
     """
 
     first: Predictor
@@ -85,7 +86,7 @@ class Difference:
     @property
     def label(self) -> str:
         """Names of both policies, as tables show them."""
-        second = self.second.label if isinstance(self.second, Bound) else self.second.name
+        second = self.second.name if isinstance(self.second, Predictor) else self.second.label
         return f"{self.first.name} - {second}"
 
 
@@ -171,14 +172,39 @@ class PolicyResult:
 
 
 @dataclass(frozen=True, eq=False)
+class LadderResult:
+    """Fixed scales of another backbone on the test samples, `cost` and `score` `[num_scales]`.
+
+    `difference` is the first policy minus their mix.
+    """
+
+    name: str
+    scales: tuple[int, ...]
+    cost: Estimate
+    score: Estimate
+    difference: Difference
+
+    @property
+    def label(self) -> str:
+        """Name of the mix in tables and plots."""
+        return Ladder(self.name).label
+
+    @property
+    def mix(self) -> Columns:
+        """Columns of the fixed scales on the hull."""
+        return upper_hull(self.cost.value, self.score.value)
+
+
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """Policies, fixed scales and oracles on one test split, in one cost measure.
 
     `best_fixed` is the column of the fixed scale that is best on calibration, `mix` the columns of the fixed
     scales on the hull. `coinciding` `[num_scales]` is the share of the test samples on which each scale
     coincides with the next coarser one. `oracle` is the budgeted oracle's front, from cheap to expensive.
-    `noise_free` holds the noise-free oracles that can be computed from these outcomes. The p-values of
-    `differences` are corrected together. All numbers are in `metrics`.
+    `noise_free` holds the noise-free oracles that can be computed from these outcomes, `ladders` the fixed
+    scales of other backbones. The p-values of `differences` are corrected together. All numbers are in
+    `metrics`.
     """
 
     measure: CostMeasure
@@ -197,6 +223,7 @@ class Comparison:
     policies: Sequence[PolicyResult]
     reference: str | None
     metrics: MetricTable
+    ladders: Sequence[LadderResult] = ()
 
     @property
     def confidence(self) -> float:
@@ -265,6 +292,7 @@ def compare_policies(
     *,
     measure: CostMeasure = TOKENS,
     resampled: Resampled | None = None,
+    ladders: Mapping[str, OutcomeTable] | None = None,
     reference: str | None = "question_only",
     grid: Grid = Grid(),
     bootstrap: Bootstrap = Bootstrap(),
@@ -273,9 +301,11 @@ def compare_policies(
 
     `reference` names the policy that the others are compared with; it is ignored if no policy has that name.
     Costs and the budgets of `grid` are in `measure`. `resampled` holds scores of sampled answers, for a
-    noise-free oracle. All policies and cost measures have the same resamples of the test samples. If the cost
-    measure has timings, the timed images are resampled too. Raises ValueError if an image is in both splits,
-    a split is empty, there is no policy, or two policies share a name.
+    noise-free oracle. `ladders` are outcomes of other backbones on the test samples, by name, in the same
+    order; they are left out if the cost measure has timings. All policies and cost measures have the same
+    resamples of the test samples. If the cost measure has timings, the timed images are resampled too. Raises
+    ValueError if an image is in both splits, a split is empty, there is no policy, or two policies share a
+    name.
     """
     check_names([policy.name for policy in policies])
     for split, outcomes in (("calibration", calibration), ("test", test)):
@@ -286,7 +316,8 @@ def compare_policies(
             f"image {min(shared)!r} is in calibration and in test: split by image, or by cluster if samples "
             "have one"
         )
-    table = tabulate_policies(calibration, test, policies, measure, grid)
+    others = {} if measure.timings is not None else dict(ladders or {})
+    table = tabulate_policies(calibration, test, policies, measure, grid, others)
     reachable = ReachableGap.list_all(
         table, test, resampled, num_prices=grid.num_prices, is_timed=measure.timings is not None
     )
@@ -321,6 +352,17 @@ def compare_policies(
         policies=[_describe(name, table, metrics) for name in table.policies],
         reference=reference,
         metrics=metrics,
+        ladders=[
+            LadderResult(
+                ladder.name,
+                others[ladder.name].scales,
+                cost=metrics[Key(ladder, point_cost)],
+                score=metrics[Key(ladder, point_score)],
+                difference=difference,
+            )
+            for difference in differences
+            if isinstance(ladder := difference.second, Ladder)
+        ],
     )
 
 
@@ -330,6 +372,7 @@ def tabulate_policies(
     policies: Sequence[Policy],
     measure: CostMeasure,
     grid: Grid,
+    ladders: Mapping[str, OutcomeTable] | None = None,
 ) -> PolicyTable:
     """Return the policy table of these samples, with the costs that each policy pays in `measure`."""
     return PolicyTable(
@@ -347,6 +390,7 @@ def tabulate_policies(
             for policy in policies
             if measure.has_sunk(test, policy.name)
         },
+        ladders={name: ScoredSamples.of(outcomes, measure) for name, outcomes in (ladders or {}).items()},
         timed=measure.timings is not None,
     )
 
@@ -374,10 +418,14 @@ def count_confusions(score: Floats, choice: Columns) -> Columns:
 
 
 def list_pairs(table: PolicyTable) -> list[tuple[Predictor, Opponent]]:
-    """Return the tested differences: every policy minus the mix, and the first minus every other one."""
+    """Return the tested differences.
+
+    They are every policy minus the mix, and the first one minus every other policy and other ladder.
+    """
     first, *others = map(Predictor, table.policies)
     pairs: list[tuple[Predictor, Opponent]] = [(policy, Bound.MIX) for policy in (first, *others)]
-    return pairs + [(first, other) for other in others]
+    pairs += [(first, other) for other in others]
+    return pairs + [(first, ladder) for ladder in table.ladders]
 
 
 def measure_table(
@@ -413,6 +461,11 @@ def _measure(
     coarsest, finest = ((fixed[0][:, column], fixed[1][:, column]) for column in (0, -1))
     yield Key(Bound.FIXED, point_cost), fixed[0]
     yield Key(Bound.FIXED, point_score), fixed[1]
+    for ladder in table.ladders:
+        cost, score = resampled.points(ladder)
+        lines[ladder] = Curve.of(cost, score).hull()
+        yield Key(ladder, point_cost), cost
+        yield Key(ladder, point_score), score
     for rule in map(Rule, RULES):
         cost, score = resampled.points(rule)
         yield Key(rule, point_cost), cost[:, 0]

@@ -56,9 +56,21 @@ class Predictor:
     name: str
 
 
-PolicyKey = Bound | Rule | Predictor
-# What a predictor is compared with: the mix, or another predictor.
-Opponent = Predictor | Literal[Bound.MIX]
+@dataclass(frozen=True)
+class Ladder:
+    """The fixed scales of another backbone on the same samples, and their mix; identified by its name."""
+
+    name: str
+
+    @property
+    def label(self) -> str:
+        """Name of its mix in tables and plots."""
+        return f"mix of {self.name}"
+
+
+PolicyKey = Bound | Rule | Predictor | Ladder
+# What a predictor is compared with: the mix, another predictor, or the mix of another backbone.
+Opponent = Predictor | Ladder | Literal[Bound.MIX]
 
 
 class Form(Enum):
@@ -167,9 +179,9 @@ class MetricTable(Mapping[Key, Estimate]):
     def to_arrow(self, cost_measure: str) -> pa.Table:
         """Return the table in tidy form, one row per number, with full precision.
 
-        Columns: cost_measure, policy, kind (type of the policy: predictor, bound or rule), metric, at,
-        position (index in an array of numbers, such as budgets or scales; null for a single number), value,
-        low, high.
+        Columns: cost_measure, policy, kind (type of the policy: predictor, bound, rule or ladder), metric,
+        at, position (index in an array of numbers, such as budgets or scales; null for a single number),
+        value, low, high.
         """
         rows = [
             {
@@ -196,7 +208,7 @@ _SCHEMA = pa.schema(
 
 def _write_at(at: Hashable) -> str:
     match at:
-        case Predictor(name):
+        case Predictor(name) | Ladder(name):
             return name
         case Bound():
             return at.value

@@ -33,7 +33,7 @@ from experiments.evaluation.fronts import (
     find_smallest_right,
     trace_prices,
 )
-from experiments.evaluation.metric_table import Bound, PolicyKey, Predictor, Rule
+from experiments.evaluation.metric_table import Bound, Ladder, PolicyKey, Predictor, Rule
 from experiments.evaluation.metrics import Baseline
 from experiments.evaluation.policies import Decisions, Default, Paths, Policy, ScoredSamples
 from experiments.evaluation.schedules import ImageMeans, Schedule
@@ -239,7 +239,8 @@ class PolicyTable:
 
     `image` `[num_samples]` is the image number of each test sample; `overhead` is the cost that each policy
     adds to every answer. `own_costs` are the calibration and test samples with the costs of single policies,
-    by name, for those that pay other costs (`CostMeasure.sunk_of`). With `timed`, costs are means over timed
+    by name, for those that pay other costs (`CostMeasure.sunk_of`). `ladders` are the test samples as other
+    backbones answered them, by name; with `timed` there are none. With `timed`, costs are means over timed
     pictures, and `measure` takes the means under each resample. `policies` are by name; `oracle` is the
     budgeted oracle's front, from cheap to expensive.
     """
@@ -254,15 +255,20 @@ class PolicyTable:
         overhead: Mapping[str, float],
         grid: Grid,
         own_costs: Mapping[str, tuple[ScoredSamples, ScoredSamples]] | None = None,
+        ladders: Mapping[str, ScoredSamples] | None = None,
         timed: bool = False,
     ) -> None:
         self.test = test
+        self.ladders = tuple(map(Ladder, ladders or {}))
+        assert not (timed and self.ladders), "the milliseconds of other backbones are not known"
         # The highest overhead is included, so that every policy can meet these budgets.
         self.budgets = space_budgets(calibration.cost + max(overhead.values(), default=0.0), grid.num_budgets)
         self.best_fixed = int(calibration.score.mean(axis=0).argmax())
         self.baselines = {FINEST: test.cost.shape[1] - 1, BEST_FIXED: self.best_fixed}
         self.means = PolicyMeans(image, timed=timed, repeats=test.repeats)
         self._smallest = find_smallest_right(test.score)
+        for name, samples in (ladders or {}).items():
+            self.means.add_fixed((Ladder(name), Quantity.POINTS), samples.cost, samples.score)
 
         def prepare(policy: Policy) -> PolicyPoints:
             samples = (own_costs or {}).get(policy.name, (calibration, test))
@@ -336,7 +342,8 @@ class ResampledPolicies:
         """Return mean costs and scores at a policy's points, `[R, num_points]`, from cheap to expensive."""
         cost, score = self.means[policy, Quantity.POINTS]
         # Schedules run from expensive to cheap; fixed scales are columns, from coarse to fine.
-        return (cost, score) if policy is Bound.FIXED else (cost[:, ::-1], score[:, ::-1])
+        is_fixed = policy is Bound.FIXED or isinstance(policy, Ladder)
+        return (cost, score) if is_fixed else (cost[:, ::-1], score[:, ::-1])
 
     def default(self, policy: Predictor) -> tuple[Floats, Floats]:
         """Return mean cost and mean score of a policy at its default price, each `[R]`."""

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from experiments.evaluation.matching import match_samples
 from experiments.labels.resampled import Resampled
 from m3_backbone.outcomes.table import OutcomeTable
 
@@ -146,11 +147,7 @@ def find_membership(
 
 def _match(test: OutcomeTable, other: OutcomeTable, name: str) -> _Answers:
     """Return the answers of another backbone to the test samples that it answered."""
-    row_of = {sample: row for row, sample in enumerate(other.sample_id)}
-    rows = np.array([row for row, sample in enumerate(test.sample_id) if sample in row_of], dtype=np.int64)
-    matched = other.select([row_of[test.sample_id[row]] for row in rows])
-    if list(matched.question) != list(test.question[rows]):
-        raise ValueError(f"labels of {name} have other questions under the same ids: label the same data")
+    rows, matched = match_samples(test, other, name)
     return _Answers(rows, matched.score.astype(np.float64), matched.visual_tokens, matched.scales, name)
 
 

@@ -78,6 +78,7 @@ def read_plan(config: DictConfig) -> EvaluationPlan:
         bootstrap=Bootstrap(config.num_resamples, config.confidence, config.bootstrap_seed),
         guarantee=GuaranteeTerms(**config.guarantee),
         deciding=Deciding(**config.sensitive),
+        ladders=list(config.ladders),
         tariff=instantiate(config.tariff, _convert_="all") if config.get("tariff") else None,
     )
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from experiments.evaluation.guarantee import (
     find_guarantee,
     find_unseen,
 )
+from experiments.evaluation.matching import describe_missing, match_all_samples
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.policies import (
     CascadeEntry,
@@ -34,6 +36,7 @@ from experiments.evaluation.sensitive_groups import Deciding, Membership, find_m
 from experiments.evaluation.sensitivity import divide_by_sensitivity
 from experiments.evaluation.statistics import Bootstrap
 from experiments.evaluation.tariff import MeasuredTariff, Tariff, measure_savings
+from experiments.labels.beside import find_labels_of
 from experiments.labels.division import find_label_banners
 from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
 from experiments.labels.resampled import Resampled, check_resampled, read_resampled
@@ -65,7 +68,7 @@ from experiments.training.trained import TrainedPredictor
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.shards import write_bytes
-from m3_backbone.outcomes.table import OutcomeTable
+from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +82,8 @@ class EvaluationPlan:
     A cascade pays for every scale that it tries. `reference` names the policy that the others are compared
     with. Only runs with the same `bootstrap` can be compared with each other. `deciding` says whose answers
     divide the test questions by their need of resolution; it may name backbones whose labels are beside the
-    evaluated ones. If it selects one group of questions, no guarantees are reported, since these hold for all
+    evaluated ones, as `ladders` does: backbones whose fixed scales are compared with the first predictor. If
+    `deciding` selects one group of questions, no guarantees are reported, since these hold for all
     questions together. With a `tariff`, costs are also measured by it.
     """
 
@@ -89,6 +93,7 @@ class EvaluationPlan:
     bootstrap: Bootstrap = Bootstrap()
     guarantee: GuaranteeTerms = GuaranteeTerms()
     deciding: Deciding = Deciding()
+    ladders: Sequence[str] = ()
     tariff: Tariff | MeasuredTariff | None = None
 
 
@@ -134,8 +139,9 @@ def evaluate_predictors(
     # Unusable inputs are refused before the test split is opened.
     check_resampled(labels, manifest["fingerprints"])
     other_labels = find_other_labels(labels, plan.deciding)
+    ladder_labels = _find_ladders(labels, plan.ladders)
     prepared = _prepare(trained, labels, plan, latency, batch_size)
-    test = _open_test(trained, labels, recorder, plan.deciding, other_labels)
+    test = _open_test(trained, labels, recorder, plan.deciding, other_labels, ladder_labels)
     outcomes = test.labels.outcomes
     policies = list_policies(trained, prepared.estimates, test.labels)
     comparison, *others = _compare(policies, prepared, test, plan)
@@ -252,6 +258,8 @@ def _prepare(
         starts_from={entry.name: entry.predictor for entry in cascades if entry.predictor is not None},
         timings=timings,
     )
+    if plan.ladders and options is not None:
+        raise ValueError("ladders: imported outcomes have costs of their own: leave it out")
     by_length = []
     if plan.tariff is not None:
         if options is not None:
@@ -261,14 +269,43 @@ def _prepare(
     return _Prepared(calibration, estimates, guarantees, cascades, measures, by_length)
 
 
+def _find_ladders(labels: Path, backbones: Sequence[str]) -> dict[str, Path]:
+    """Return the label folders of other backbones, by name.
+
+    Raises ValueError if one has no labels of these data, or fewer test samples.
+    """
+    folders = {name: find_labels_of(name, labels, f"ladders={name}", "or leave it out") for name in backbones}
+    num_samples = read_manifest(labels)["counts"].get(HELD_OUT, 0)
+    for name, folder in folders.items():
+        if (number := read_manifest(folder)["counts"].get(HELD_OUT, 0)) < num_samples:
+            raise ValueError(describe_missing(name, number, num_samples))
+    return folders
+
+
+def _match_ladder(test: OutcomeTable, other: OutcomeTable, name: str) -> OutcomeTable:
+    """Return the outcomes of another backbone on all test samples, in their order."""
+    matched = match_all_samples(test, other, name)
+    if test.vision_flops is not None and matched.vision_flops is None:
+        raise ValueError(
+            f"ladders={name}: its labels lack the FLOPs of the vision pass: label again with "
+            f"`tokenscale label backbone={name} overwrite=true`, or leave it out"
+        )
+    return matched
+
+
 @dataclass(frozen=True, eq=False)
 class _OpenedTest:
-    """The evaluated test samples. `subset` describes them if they are not all; `membership` is None then."""
+    """The evaluated test samples.
+
+    `ladders` are their outcomes by other backbones, by name. `subset` describes the samples if they are not
+    all; `membership` is None then.
+    """
 
     labels: Labels
     record: EvaluationRecord
     resampled: Resampled | None
     membership: Membership | None
+    ladders: Mapping[str, OutcomeTable]
     subset: str = ""
 
 
@@ -278,19 +315,33 @@ def _open_test(
     recorder: EvaluationRecorder,
     deciding: Deciding,
     other_labels: Mapping[str, Path],
+    ladder_labels: Mapping[str, Path],
 ) -> _OpenedTest:
     test, record = recorder.open_test(labels, {entry.name: entry.digest for entry in trained})
     resampled = read_resampled(labels, test.outcomes)
 
-    def read_outcomes_of(backbone: str) -> OutcomeTable:
-        return recorder.open_test(other_labels[backbone])[0].outcomes
+    @cache
+    def read_outcomes(folder: Path) -> OutcomeTable:
+        return recorder.open_test(folder)[0].outcomes
 
-    membership = find_membership(test.outcomes, resampled, deciding, read_outcomes_of)
+    membership = find_membership(
+        test.outcomes, resampled, deciding, lambda backbone: read_outcomes(other_labels[backbone])
+    )
+    ladders = {
+        name: _match_ladder(test.outcomes, read_outcomes(folder), name)
+        for name, folder in ladder_labels.items()
+    }
     if deciding.only is None or membership is None:
-        return _OpenedTest(test, record, resampled, membership)
+        return _OpenedTest(test, record, resampled, membership, ladders)
     rows = select_group(membership, deciding)
-    selected = None if resampled is None else resampled.select(rows)
-    return _OpenedTest(test.select(rows), record, selected, None, write_subset(membership, deciding))
+    return _OpenedTest(
+        test.select(rows),
+        record,
+        None if resampled is None else resampled.select(rows),
+        None,
+        {name: outcomes.select(rows) for name, outcomes in ladders.items()},
+        write_subset(membership, deciding),
+    )
 
 
 def _compare(
@@ -305,6 +356,7 @@ def _compare(
             [*policies, *(entry.enter(on_both) for entry in prepared.cascades)],
             measure=measure,
             resampled=test.resampled,
+            ladders=test.ladders,
             reference=plan.reference,
             grid=plan.grid,
             bootstrap=plan.bootstrap,

@@ -72,6 +72,8 @@ def list_tables(findings: Findings) -> list[Table]:
         tables.append(tabulate_noise_free(comparison))
     if findings.sensitive is not None:
         tables.append(tabulate_sensitive(findings.sensitive, comparison))
+    if comparison.ladders:
+        tables.append(tabulate_ladders([comparison, *others]))
     tables.append(tabulate_tests(comparison))
     if others:
         tables.append(tabulate_costs(others))
@@ -98,6 +100,11 @@ def tabulate_scores(comparison: Comparison) -> Table:
     points += [
         (f"{result.name}, default price", result[default_cost], result[default_score])
         for result in comparison.policies
+    ]
+    points += [
+        (f"{ladder.name}, scale {scale}", ladder.cost[column], ladder.score[column])
+        for ladder in comparison.ladders
+        for column, scale in enumerate(ladder.scales)
     ]
     points += [(label, *comparison.rule(rule)) for rule, label in RULES.items()]
     caption = (
@@ -256,6 +263,27 @@ def tabulate_noise_free(comparison: Comparison) -> Table:
     )
     header = ("oracle", "scores", "samples", "coarsest", "finest", "gap", "recovered")
     return Table(caption, header, tuple(rows), name="luck")
+
+
+def tabulate_ladders(comparisons: Sequence[Comparison]) -> Table:
+    """Tabulate the first policy minus the mix of each other backbone, in the cost measures that have some."""
+    shown = [comparison for comparison in comparisons if comparison.ladders]
+    first, num_resamples = shown[0], shown[0].bootstrap.num_resamples
+    num_tests = len(first.differences)
+    rows = []
+    for position, ladder in enumerate(first.ladders):
+        cells: list[str] = []
+        for comparison in shown:
+            difference = comparison.ladders[position].difference
+            tests = format_p_values(difference.p_value, difference.adjusted, num_resamples, num_tests)
+            cells += [format_difference(difference.mean), tests[-1]]
+        rows.append((ladder.label, *cells))
+    header = [text for comparison in shown for text in (f"equal {comparison.measure.unit}", "p (Holm)")]
+    caption = (
+        f"{first.policies[0].name} minus the mix of fixed scales of other backbones, in points at matched "
+        f"cost, averaged over log-spaced budgets; {describe_floor(num_resamples, num_tests)}"
+    )
+    return Table(caption, ("minus", *header), tuple(rows), name="ladders")
 
 
 def tabulate_tests(comparison: Comparison) -> Table:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.evaluation.backbones import BackboneFronts, Chooser, MatchedCosts, NoiseFree, label_of
-from experiments.evaluation.comparison import Comparison, PolicyResult
+from experiments.evaluation.comparison import Comparison, LadderResult, PolicyResult
 from experiments.evaluation.curves import Curve
 from experiments.evaluation.fronts import RULES, Floats
 from experiments.evaluation.metric_table import Bound, Predictor
@@ -139,9 +139,12 @@ def refine_line(cost: Floats, score: Floats, num_points: int = 160) -> tuple[Flo
 def plot_comparison(comparison: Comparison) -> FrontPlot:
     """Return the plot of one evaluation: policies, fixed scales, their mix, and oracles.
 
-    The band of the first policy is the bootstrap interval of its score; diamonds mark default prices.
+    The band of the first policy is the bootstrap interval of its score; diamonds mark default prices. The
+    mixes of other backbones are dashed.
     """
-    plot = FrontPlot(comparison.fixed_cost.value, comparison.measure.label)
+    # The names of other backbones are long.
+    num_columns = 3 if comparison.ladders else 4
+    plot = FrontPlot(comparison.fixed_cost.value, comparison.measure.label, num_legend_columns=num_columns)
     for order, result in enumerate(comparison.policies):
         color = PALETTE[order % len(PALETTE)]
         budgets = [_describe_budget(result, comparison, k) for k in range(len(result.budgets))]
@@ -161,6 +164,8 @@ def plot_comparison(comparison: Comparison) -> FrontPlot:
     mix = refine_line(fixed_cost.value[comparison.mix], fixed_score.value[comparison.mix])
     oracle = refine_line(comparison.oracle.cost, comparison.oracle.score)
     plot.upper.extend(_plot_bounds(mix, oracle))
+    for order, ladder in enumerate(comparison.ladders, start=len(comparison.policies)):
+        plot.upper.extend(_plot_ladder(ladder, comparison.measure.unit, PALETTE[order % len(PALETTE)]))
     names = [f"scale {scale}" for scale in comparison.scales]
     plot.upper.append(_mark_fixed(names, fixed_cost.value, fixed_score, comparison.measure.unit))
     for rule in RULES:
@@ -206,6 +211,16 @@ def _plot_policy(
         np.array([cost]), np.array([100 * default.value]), color, "diamond", 13 if is_first else 10,
         group=name, hover=[text], is_outlined=True,
     )  # fmt: skip
+
+
+def _plot_ladder(ladder: LadderResult, unit: str, color: str) -> Iterator[Element]:
+    """Yield the fixed scales of another backbone and their mix."""
+    cost, score = ladder.cost.value, ladder.score
+    cost_line, score_line = refine_line(cost[ladder.mix], score.value[ladder.mix])
+    yield Line(cost_line, 100 * score_line, color, "dash", 1.5, cut_name(ladder.label), ladder.label)
+    names = [f"{ladder.name}, scale {scale}" for scale in ladder.scales]
+    marks = _mark_fixed(names, cost, score, unit)
+    yield replace(marks, color=color, size=6, label=None, group=ladder.label)
 
 
 def _describe_budget(result: PolicyResult, comparison: Comparison, k: int) -> list[str]:

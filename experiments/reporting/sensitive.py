@@ -8,9 +8,9 @@ from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.sensitive_groups import GROUPS, SAMPLED, Deciding, Membership
 from experiments.evaluation.sensitivity import SensitiveSplit
 from experiments.evaluation.statistics import Estimate
+from experiments.labels.beside import find_labels_of
 from experiments.reporting.numbers import format_difference, format_score, format_tokens
 from experiments.reporting.tables import Table
-from m3_backbone.outcomes.manifest import read_manifest
 
 SENSITIVE, INSENSITIVE = (GROUPS.index(group) for group in ("sensitive", "insensitive"))
 _SHOWN = {"sensitive": SENSITIVE, "insensitive": INSENSITIVE}
@@ -21,26 +21,12 @@ def find_other_labels(labels: Path, deciding: Deciding) -> dict[str, Path]:
 
     Raises ValueError if one of them has no labels of the task, or labels of other data.
     """
-    own = read_manifest(labels)
-    folders = {}
-    for setting in ("finest", "downsampled"):
-        if (name := getattr(deciding, setting)) == SAMPLED:
-            continue
-        folder = labels.parent.parent / name / labels.name
-        try:
-            manifest = read_manifest(folder)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"sensitive.{setting}={name}: there are no labels of it in {folder}: run "
-                f"`tokenscale label backbone={name} task={own['task']}`, or give sampled"
-            ) from error
-        if manifest["fingerprints"]["data"] != own["fingerprints"]["data"]:
-            raise ValueError(
-                f"sensitive.{setting}={name}: the labels in {folder} are of other data than {labels}: label "
-                "both with the same settings of the task"
-            )
-        folders[name] = folder
-    return folders
+    names = {setting: getattr(deciding, setting) for setting in ("finest", "downsampled")}
+    return {
+        name: find_labels_of(name, labels, f"sensitive.{setting}={name}", "or give sampled")
+        for setting, name in names.items()
+        if name != SAMPLED
+    }
 
 
 def select_group(membership: Membership, deciding: Deciding) -> np.ndarray:

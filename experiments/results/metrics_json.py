@@ -30,9 +30,12 @@ resample (`results.resamples`).
     kinds                   per question type: num_samples, score [num_scales]
     reference               the predictor that the others are compared with, or null
     differences             every policy minus the mix, the first one minus the others: first (a name), second
-                            (a name, or {"bound": "mix"} for the mix of fixed scales), mean over log-spaced
-                            budgets at matched cost, p_value, adjusted (Holm over all of them); floor,
-                            adjusted_floor: lowest possible p-values with this number of resamples
+                            (a name, {"bound": "mix"} for the mix of fixed scales, {"ladder": NAME} for that
+                            of another backbone), mean over log-spaced budgets at matched cost, p_value,
+                            adjusted (Holm over all of them); floor, adjusted_floor: lowest possible p-values
+                            with this number of resamples
+    ladders.NAME            only with `ladders`: fixed, per scale of another backbone: scale, cost, score; and
+                            difference, the main predictor minus the mix of these, as in differences
     predictors.NAME         the main predictor of the report comes first
         seed, starts_from   training seed; predictor that a cascade starts from; or null
         mean_to_mix, mean_to_reference, mean_gap_share      over log-spaced budgets
@@ -77,8 +80,8 @@ resample (`results.resamples`).
     flops                   the same comparison with costs in GFLOPs of vision pass, prefill and predictor:
                             unit, budgets (lowest, highest), fixed (cost per scale); per predictor own (its
                             overhead per answer), mean_to_mix, mean_to_reference, mean_gap_share, merits,
-                            non_inferiority, default. Before schema 5 these costs lacked the vision pass, so
-                            they cannot be compared with those of schema 4
+                            non_inferiority, default; ladders as above. Before schema 5 these costs lacked
+                            the vision pass, so they cannot be compared with those of schema 4
     digest                  of all other content (`m3_backbone.outcomes.manifest`)
 
 `milliseconds.json` has the form of `flops`, with measured costs of answers (`evaluation.costs`). Its
@@ -102,7 +105,16 @@ import pyarrow.parquet as pq
 from experiments.evaluation.calibration import Reliability
 from experiments.evaluation.comparison import Comparison, Difference, PolicyResult
 from experiments.evaluation.guarantee import CheckedGuarantee, ResplitCheck
-from experiments.evaluation.metric_table import Bound, Family, Key, MetricTable, PolicyKey
+from experiments.evaluation.metric_table import (
+    Bound,
+    Family,
+    Key,
+    Ladder,
+    MetricTable,
+    Opponent,
+    PolicyKey,
+    Predictor,
+)
 from experiments.evaluation.metrics import (
     default_cost,
     default_score,
@@ -215,6 +227,7 @@ def collect_metrics(
         "kinds": _question_types(test),
         "reference": comparison.reference,
         "differences": [_difference(difference) for difference in comparison.differences],
+        **_ladders(comparison),
         "predictors": {
             result.name: {
                 "seed": seeds.get(result.name),
@@ -237,6 +250,7 @@ def collect_measure(comparison: Comparison) -> dict[str, Any]:
         **timings,
         "budgets": to_json(comparison.budgets[[0, -1]]),
         "fixed": to_json(comparison.fixed_cost.value),
+        **_ladders(comparison),
         "predictors": {
             result.name: {
                 "own": to_json(measure.overhead_of(result.name)),
@@ -332,16 +346,41 @@ def _non_inferiority(result: PolicyResult, scales: tuple[int, ...]) -> list[dict
 
 
 def _difference(difference: Difference) -> dict[str, Any]:
-    second = difference.second
     return {
         "first": difference.first.name,
-        "second": {"bound": second.value} if isinstance(second, Bound) else second.name,
+        "second": _opponent(difference.second),
         "mean": metric_to_json(difference.mean),
         **{
             name: to_json(getattr(difference, name))
             for name in ("p_value", "adjusted", "floor", "adjusted_floor")
         },
     }
+
+
+def _opponent(opponent: Opponent) -> str | dict[str, str]:
+    match opponent:
+        case Predictor(name):
+            return name
+        case Ladder(name):
+            return {"ladder": name}
+    return {"bound": opponent.value}
+
+
+def _ladders(comparison: Comparison) -> dict[str, Any]:
+    """Return the part `ladders`, if other backbones are compared."""
+    content = {
+        ladder.name: {
+            "fixed": [
+                {"scale": scale, "cost": cost, "score": score}
+                for scale, cost, score in zip(
+                    ladder.scales, metrics_to_json(ladder.cost), metrics_to_json(ladder.score), strict=True
+                )
+            ],
+            "difference": metric_to_json(ladder.difference.mean),
+        }
+        for ladder in comparison.ladders
+    }
+    return {"ladders": content} if content else {}
 
 
 def _reliability(reliability: Reliability | None) -> dict[str, Any] | None:

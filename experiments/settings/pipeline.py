@@ -253,6 +253,8 @@ class EvaluateSettings(Labelled, PredictorSettings, Tracked, Intervals, Printed)
     """seed of the resamples"""
     guarantee: CheckedGuarantee
     sensitive: Sensitive
+    ladders: list[FolderName]
+    """names of backbones whose fixed scales are compared with the predictor"""
     tariff: Built | None = None
     """prices of tokens and operations, for costs in currency or joules; null: none"""
     gallery: NonNegativeInt

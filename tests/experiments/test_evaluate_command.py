@@ -333,6 +333,67 @@ def test_backbone_that_decides_needs_labels(store, tmp_path):
 
 
 @pytest.fixture(scope="module")
+def families(store, tmp_path_factory):
+    """The labels of the store in folders of three backbones, as a user has them."""
+    folder = tmp_path_factory.mktemp("families")
+    for name in ("small", "pruned", "unfinished"):
+        shutil.copytree(store / "labels", folder / name / "synthetic")
+    return folder
+
+
+def evaluate_beside(store, folder, output, **plan):
+    evaluation = evaluate_predictors(
+        find_all(store),
+        labels=folder / "small" / "synthetic",
+        task=Pictures(),
+        recorder=EvaluationRecorder(store / "evaluations", "test"),
+        plan=EvaluationPlan(bootstrap=Bootstrap(50), **plan),
+    )
+    provenance = Provenance("python -m experiments.evaluate", "seed: 0", "now")
+    write_evaluation(evaluation, output, provenance=provenance, gallery=Gallery(Pictures().image, 0))
+    return evaluation.findings
+
+
+def test_fixed_scales_of_other_backbones_are_in_the_report(store, families, tmp_path):
+    before = count_records(store)
+    comparison = evaluate_beside(store, families, tmp_path, ladders=["pruned"]).comparison
+    assert count_records(store) == before + 2
+    (ladder,) = comparison.ladders
+    own = comparison.policies[0][mean_to_mix]
+    assert float(ladder.difference.mean.value) == pytest.approx(float(own.value))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Mix of another backbone" in page and "mix of pruned" in page
+    with (tmp_path / "tables" / "ladders.csv").open(newline="") as file:
+        assert [row[0] for row in csv.reader(file)][1:] == ["mix of pruned"]
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "message"),
+    [
+        (
+            "missing",
+            None,
+            r"ladders=missing: there are no labels of it in .*`tokenscale label backbone=missing",
+        ),
+        (
+            "unfinished",
+            {"test": 3},
+            "unfinished answered only 3 of the 240 test questions: label the task with",
+        ),
+    ],
+)
+def test_other_backbones_without_all_answers_are_refused(store, families, tmp_path, name, counts, message):
+    if counts is not None:
+        path = families / name / "synthetic" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({**manifest, "counts": {**manifest["counts"], **counts}}))
+    before = count_records(store)
+    with pytest.raises(ValueError, match=message):
+        evaluate_beside(store, families, tmp_path, ladders=[name])
+    assert count_records(store) == before
+
+
+@pytest.fixture(scope="module")
 def evaluated(store, tmp_path_factory):
     """Findings and folder of an evaluation with cascades."""
     folder = tmp_path_factory.mktemp("evaluated")

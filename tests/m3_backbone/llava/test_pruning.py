@@ -59,7 +59,7 @@ def images():
 def test_diversity_is_what_the_authors_select(name):
     """Against the selections of the authors' function, as it returns them for every number of tokens."""
     fixture = load_file(FIXTURES / "divprune.safetensors")
-    (order,) = rank_by_diversity(fixture[f"{name}.features"][None])
+    (order,) = rank_by_diversity([fixture[f"{name}.features"]])
     prefix = f"{name}.selected."
     sizes = [int(key.removeprefix(prefix)) for key in fixture if key.startswith(prefix)]
     assert len(sizes) >= 4
