@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.metric_table import Bound
 from experiments.evaluation.metrics import METRICS
 from experiments.evaluation.policies import PredictorPolicy

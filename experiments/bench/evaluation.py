@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments.evaluation.comparison import measure_table
+from experiments.evaluation.comparing import measure_table
 from experiments.evaluation.fronts import Floats, Grid
 from experiments.evaluation.policies import Policy, PredictorPolicy, ScoredSamples
 from experiments.evaluation.policy_table import PolicyTable

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evaluation.comparison import tabulate_policies
+from experiments.evaluation.comparing import tabulate_policies
 from experiments.evaluation.costs import CostMeasure, TimingMeans
 from experiments.evaluation.curves import Curve, average
 from experiments.evaluation.fronts import Floats, Grid, find_smallest_right

@@ -25,7 +25,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import CountVectorizer
 
-from experiments.evaluation.comparison import Comparison, compare_policies
+from experiments.evaluation.comparing import compare_policies
+from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.fronts import Floats, find_smallest_right
 from experiments.evaluation.metric_table import Key, Metric
 from experiments.evaluation.metrics import mean_gap_share, mean_to_mix

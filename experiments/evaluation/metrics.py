@@ -465,6 +465,6 @@ def reachable_gap_share(view: PolicyView, oracle: str) -> Floats:
 def mean_gap(oracle: Floats, mix: Floats) -> Floats:
     """Score of the budgeted oracle minus the mix's, both `[R, num_budgets]`, averaged over budgets.
 
-    `comparison` measures it once, as it does not depend on a policy.
+    `comparing` measures it once, as it does not depend on a policy.
     """
     return average(oracle - mix)

@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.command_line.running import Provenance
-from experiments.evaluation.comparison import Comparison, check_names, compare_policies
+from experiments.evaluation.comparing import check_names, compare_policies
+from experiments.evaluation.comparison import Comparison
 from experiments.evaluation.costs import CostMeasure, list_cost_measures
 from experiments.evaluation.fronts import Floats, Grid
 from experiments.evaluation.guarantee import (
@@ -22,7 +22,6 @@ from experiments.evaluation.guarantee import (
     find_guarantee,
     find_unseen,
 )
-from experiments.evaluation.matching import describe_missing, match_all_samples
 from experiments.evaluation.needs import map_attributes, tabulate_needs
 from experiments.evaluation.policies import (
     CascadeEntry,
@@ -32,14 +31,13 @@ from experiments.evaluation.policies import (
     rename_duplicates,
 )
 from experiments.evaluation.published import find_published, relate
-from experiments.evaluation.sensitive_groups import Deciding, Membership, find_membership
+from experiments.evaluation.sensitive_groups import Deciding
 from experiments.evaluation.sensitivity import divide_by_sensitivity
 from experiments.evaluation.statistics import Bootstrap
 from experiments.evaluation.tariff import MeasuredTariff, Tariff, measure_savings
-from experiments.labels.beside import find_labels_of
 from experiments.labels.division import find_label_banners
-from experiments.labels.held_out import EvaluationRecord, EvaluationRecorder
-from experiments.labels.resampled import Resampled, check_resampled, read_resampled
+from experiments.labels.held_out import EvaluationRecorder
+from experiments.labels.resampled import check_resampled
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.draw import draw_paper
 from experiments.reporting.evaluation_tables import list_tables
@@ -48,9 +46,10 @@ from experiments.reporting.findings import Findings
 from experiments.reporting.front_plot import plot_comparison
 from experiments.reporting.gallery import Gallery
 from experiments.reporting.needs import draw_needs
+from experiments.reporting.opened_test import OpenedTest, find_ladders, open_test
 from experiments.reporting.page import render_figure, save_figure
 from experiments.reporting.report import Figures, write_report
-from experiments.reporting.sensitive import find_other_labels, select_group, write_subset
+from experiments.reporting.sensitive import find_other_labels
 from experiments.reporting.tables import write_tables
 from experiments.reporting.views import Viewer, make_view
 from experiments.results.metrics_json import (
@@ -68,7 +67,7 @@ from experiments.training.trained import TrainedPredictor
 from m3_backbone.outcomes.labels import Labels, read_labels
 from m3_backbone.outcomes.manifest import read_manifest
 from m3_backbone.outcomes.shards import write_bytes
-from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable
+from m3_backbone.outcomes.table import OutcomeTable
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +138,9 @@ def evaluate_predictors(
     # Unusable inputs are refused before the test split is opened.
     check_resampled(labels, manifest["fingerprints"])
     other_labels = find_other_labels(labels, plan.deciding)
-    ladder_labels = _find_ladders(labels, plan.ladders)
+    ladder_labels = find_ladders(labels, plan.ladders)
     prepared = _prepare(trained, labels, plan, latency, batch_size)
-    test = _open_test(trained, labels, recorder, plan.deciding, other_labels, ladder_labels)
+    test = open_test(trained, labels, recorder, plan.deciding, other_labels, ladder_labels)
     outcomes = test.labels.outcomes
     policies = list_policies(trained, prepared.estimates, test.labels)
     comparison, *others = _compare(policies, prepared, test, plan)
@@ -269,83 +268,8 @@ def _prepare(
     return _Prepared(calibration, estimates, guarantees, cascades, measures, by_length)
 
 
-def _find_ladders(labels: Path, backbones: Sequence[str]) -> dict[str, Path]:
-    """Return the label folders of other backbones, by name.
-
-    Raises ValueError if one has no labels of these data, or fewer test samples.
-    """
-    folders = {name: find_labels_of(name, labels, f"ladders={name}", "or leave it out") for name in backbones}
-    num_samples = read_manifest(labels)["counts"].get(HELD_OUT, 0)
-    for name, folder in folders.items():
-        if (number := read_manifest(folder)["counts"].get(HELD_OUT, 0)) < num_samples:
-            raise ValueError(describe_missing(name, number, num_samples))
-    return folders
-
-
-def _match_ladder(test: OutcomeTable, other: OutcomeTable, name: str) -> OutcomeTable:
-    """Return the outcomes of another backbone on all test samples, in their order."""
-    matched = match_all_samples(test, other, name)
-    if test.vision_flops is not None and matched.vision_flops is None:
-        raise ValueError(
-            f"ladders={name}: its labels lack the FLOPs of the vision pass: label again with "
-            f"`tokenscale label backbone={name} overwrite=true`, or leave it out"
-        )
-    return matched
-
-
-@dataclass(frozen=True, eq=False)
-class _OpenedTest:
-    """The evaluated test samples.
-
-    `ladders` are their outcomes by other backbones, by name. `subset` describes the samples if they are not
-    all; `membership` is None then.
-    """
-
-    labels: Labels
-    record: EvaluationRecord
-    resampled: Resampled | None
-    membership: Membership | None
-    ladders: Mapping[str, OutcomeTable]
-    subset: str = ""
-
-
-def _open_test(
-    trained: Sequence[TrainedPredictor],
-    labels: Path,
-    recorder: EvaluationRecorder,
-    deciding: Deciding,
-    other_labels: Mapping[str, Path],
-    ladder_labels: Mapping[str, Path],
-) -> _OpenedTest:
-    test, record = recorder.open_test(labels, {entry.name: entry.digest for entry in trained})
-    resampled = read_resampled(labels, test.outcomes)
-
-    @cache
-    def read_outcomes(folder: Path) -> OutcomeTable:
-        return recorder.open_test(folder)[0].outcomes
-
-    membership = find_membership(
-        test.outcomes, resampled, deciding, lambda backbone: read_outcomes(other_labels[backbone])
-    )
-    ladders = {
-        name: _match_ladder(test.outcomes, read_outcomes(folder), name)
-        for name, folder in ladder_labels.items()
-    }
-    if deciding.only is None or membership is None:
-        return _OpenedTest(test, record, resampled, membership, ladders)
-    rows = select_group(membership, deciding)
-    return _OpenedTest(
-        test.select(rows),
-        record,
-        None if resampled is None else resampled.select(rows),
-        None,
-        {name: outcomes.select(rows) for name, outcomes in ladders.items()},
-        write_subset(membership, deciding),
-    )
-
-
 def _compare(
-    policies: Sequence[PredictorPolicy], prepared: _Prepared, test: _OpenedTest, plan: EvaluationPlan
+    policies: Sequence[PredictorPolicy], prepared: _Prepared, test: OpenedTest, plan: EvaluationPlan
 ) -> list[Comparison]:
     """Return the comparison in each cost measure."""
     on_both = {policy.name: (policy.calibration, policy.test) for policy in policies}

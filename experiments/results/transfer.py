@@ -11,7 +11,8 @@ from pathlib import Path
 import lightning
 import numpy as np
 
-from experiments.evaluation.comparison import Comparison, PolicyResult, compare_policies
+from experiments.evaluation.comparing import compare_policies
+from experiments.evaluation.comparison import Comparison, PolicyResult
 from experiments.evaluation.costs import list_cost_measures
 from experiments.evaluation.fronts import Columns
 from experiments.evaluation.metric_table import Key, Metric

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.costs import CostMeasure, Part
 from experiments.evaluation.fronts import Grid
 from experiments.evaluation.metric_table import Bound, MetricTable, Predictor

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from experiments.command_line.running import Provenance
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.costs import (
     TOKENS,
     VISION_FOR_PREDICTOR,

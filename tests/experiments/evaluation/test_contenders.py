@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.fronts import Grid
 from experiments.evaluation.metrics import default_score
 from experiments.evaluation.policies import CascadePolicy, Paths, PolicyInputs, PredictorPolicy, ScoredSamples

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.evaluation.comparison import count_confusions
+from experiments.evaluation.comparing import count_confusions
 from experiments.evaluation.curves import Curve
 from experiments.evaluation.metrics import (
     FrontView,

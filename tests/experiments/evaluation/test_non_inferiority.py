@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.bench.evaluation import measure
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.metrics import front_saving, reached_cost, reached_difference, reached_saving
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.statistics import Bootstrap

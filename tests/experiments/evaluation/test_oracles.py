@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.fronts import RULES, Grid, choose_by_rule, choose_stably
 from experiments.evaluation.metric_table import Rule
 from experiments.evaluation.noise_free import expect_scores, leave_one_out, measure_noise_free

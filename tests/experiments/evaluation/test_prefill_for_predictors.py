@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.costs import (
     PREFILL_FOR_PREDICTOR,
     TOKENS,

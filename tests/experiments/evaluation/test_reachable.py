@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.metrics import expected_to_mix, mean_gap_share, mean_to_mix, reachable_gap_share
 from experiments.evaluation.noise_free import expect_scores
 from experiments.evaluation.policies import PredictorPolicy

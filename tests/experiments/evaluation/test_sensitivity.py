@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.sensitive_groups import (
     Deciding,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.costs import Timings, count_flops, count_milliseconds
 from experiments.evaluation.policies import CascadeEntry, PredictorPolicy
 from experiments.evaluation.statistics import Bootstrap

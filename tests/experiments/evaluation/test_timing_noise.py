@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from experiments.evaluation.comparison import measure_table
+from experiments.evaluation.comparing import measure_table
 from experiments.evaluation.costs import TimingMeans, Timings, count_milliseconds
 from experiments.evaluation.fronts import Columns, Floats, Grid
 from experiments.evaluation.metric_table import Bound, Key, Predictor

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from experiments import export
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.costs import list_cost_measures
 from experiments.evaluation.metric_table import Family
 from experiments.evaluation.policies import CascadePolicy, PredictorPolicy

@@ -17,7 +17,8 @@ from PIL import Image
 
 from experiments import run
 from experiments.command_line.running import Provenance
-from experiments.evaluation.comparison import PolicyResult, compare_policies
+from experiments.evaluation.comparing import compare_policies
+from experiments.evaluation.comparison import PolicyResult
 from experiments.evaluation.costs import count_costs
 from experiments.evaluation.guarantee import GuaranteeTerms
 from experiments.evaluation.metrics import average_gap_recovered, average_quality, call_share, mean_gap_share

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from experiments.evaluation.comparison import compare_policies
+from experiments.evaluation.comparing import compare_policies
 from experiments.evaluation.policies import PredictorPolicy
 from experiments.evaluation.statistics import Bootstrap
 from experiments.labels import resampling as resample_job
