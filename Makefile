@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 run: $(INSTALLED) ## label, train, measure latency and evaluate on the embedded backbone; prints the path of the report
 	$(BIN)/python -m experiments.run $(ARGS)
 
-paper: $(INSTALLED) ## every table and figure of docs/results.md; ARGS="paper=short" for a look
+paper: $(INSTALLED) ## most tables and figures of docs/results.md; ARGS="paper=short" for a look
 	$(BIN)/python -m experiments.paper $(ARGS)
 
 # One thread per worker, as two workers with a thread pool each would slow each other down.

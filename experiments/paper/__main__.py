@@ -1,4 +1,4 @@
-"""Make every table and figure of the results from a committed list of commands.
+"""Make most tables and figures of the results from a committed list of commands.
 
 The results are those of docs/results.md. Runs the commands of `conf/paper` one after another, each in a
 process of its own, with labels and predictors in one folder. Commands that are done are not run again. Ends
