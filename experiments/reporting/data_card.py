@@ -92,7 +92,7 @@ def tabulate_needs(table: OutcomeTable) -> str:
     labels = [*map(str, table.scales), "none"]
     counts = [int((smallest == column).sum()) for column in range(len(table.scales))]
     counts.append(int((smallest < 0).sum()))
-    rows = [["needed scale", "questions", "share", ""]]
+    rows = [["smallest sufficient scale", "questions", "share", ""]]
     for label, count in zip(labels, counts, strict=True):
         bar = "\N{FULL BLOCK}" * round(_BAR * count / max(counts))
         rows.append([label, f"{count:,}", f"{count / len(table):.1%}", bar])
