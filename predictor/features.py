@@ -270,13 +270,16 @@ class Features(Buildable):
         )
 
     def count_paid_tokens(self, inputs: Inputs) -> np.ndarray:
-        """Visual tokens that an answer at each scale costs with these features, `[num_samples, num_scales]`.
+        """Visual tokens that an answer costs with these features, `[num_samples, num_scales]`."""
+        return self.add_paid_tokens(inputs.visual_tokens)
+
+    def add_paid_tokens(self, tokens: np.ndarray) -> np.ndarray:
+        """Add to the visual tokens of answers those that the features cost, `[num_samples, num_scales]`.
 
         If the decoder's state is read, the tokens of the coarsest scale are added at all scales that do not
         coincide with it, since that scale was prefilled for the state. If self-asking is read, they are added
         at all scales, since it has a prompt of its own.
         """
-        tokens = inputs.visual_tokens
         paid = tokens
         if self.decoder_state:
             paid = paid + np.where(find_coarsest(tokens) > 0, tokens[:, :1], 0)

@@ -90,13 +90,14 @@ class TimingMeans:
         )
         return TimingMeans(self.cost[resamples], self.shared[resamples], overhead, sunk)
 
-    def cost_of_policy(self, tried: Sequence[Floats], name: str | None) -> Floats:
+    def cost_of_policy(self, tried: Sequence[Floats], begin: Floats, name: str | None) -> Floats:
         """Return the mean milliseconds of a policy at its operating points, `[R, num_points]`.
 
-        `tried` holds for each scale the share of the samples that try it, `[R, num_points]`. `name` is the
+        `tried` holds for each scale the share of the samples that try it, `begin` the share of those whose
+        first scale is or coincides with the coarsest one, each `[R, num_points]`. `name` is the
         predictor whose overhead is added to every answer, if any. The cost is the vision pass and the
         overhead, once, plus the sum over scales of the share times prefill and decoding. What is sunk
-        is added for the samples that do not try the coarsest scale.
+        is added for the samples that begin with another scale.
         """
         shared = self.shared
         if name is not None and name in self.overhead:
@@ -105,7 +106,7 @@ class TimingMeans:
         for scale, share in enumerate(tried):
             total += share * (self.cost[:, scale] - self.shared)[:, None]
         if name is not None and name in self.sunk:
-            total += (1 - tried[0]) * self.sunk[name][:, None]
+            total += (1 - begin) * self.sunk[name][:, None]
         return total
 
 
@@ -118,7 +119,8 @@ class Timings:
     `[num_images]`, by name, of each predictor. `vision_readers` are the names of the predictors that need the
     vision pass of the coarsest scale, `state_readers` those that need its prefill, which takes `prefill`
     `[num_images]`. If long answers were timed, `first_token` and `per_token` `[num_images, num_scales]` are
-    the times of the prefill and of each further token. With a `batch_size` above 1, an array row stands for a
+    the times of the prefill and of each further token. `family` is that of the backbone; where one vision
+    pass serves all scales, it is pooled in any case. With a `batch_size` above 1, an array row stands for a
     batch of that many images and holds the time per image. Each row was timed in `num_rounds` rounds.
     `machine` describes the machine, its number of threads and the type of the weights.
     """
@@ -134,6 +136,7 @@ class Timings:
     prefill: Floats | None = None
     first_token: Floats | None = None
     per_token: Floats | None = None
+    family: Family = "native"
 
     def with_length(self, num_output: int) -> "Timings":
         """Return the timings of answers of `num_output` tokens, from those of long answers.
@@ -217,30 +220,37 @@ class Timings:
         trained: Mapping[str, str],
         vision_readers: Collection[str] = (),
         state_readers: Collection[str] = (),
+        family: Family = "native",
     ) -> "Timings":
         """Return the timings with overheads by policy.
 
         `trained` maps each policy to its predictor; `vision_readers` and `state_readers` are predictors.
+        `family` is that of the labels.
         """
         overhead = {name: self.overhead[source] for name, source in trained.items()}
         of_vision, of_states = (
             [name for name, source in trained.items() if source in readers]
             for readers in (vision_readers, state_readers)
         )
-        return replace(self, overhead=overhead, vision_readers=of_vision, state_readers=of_states)
+        return replace(
+            self, overhead=overhead, vision_readers=of_vision, state_readers=of_states, family=family
+        )
 
     def _weigh(self, weights: Floats) -> TimingMeans:
         """Return the means under weights of the images `[R, num_images]`, which sum to 1."""
         vision, answer = weights @ self.vision, weights @ self.answer
         overhead = {name: weights @ milliseconds for name, milliseconds in self.overhead.items()}
         is_pooled = self.vision.ndim == 1
-        sunk = {} if is_pooled else dict.fromkeys(self.vision_readers, vision[:, 0])
+        is_native = not is_pooled and self.family == "native"
+        sunk = dict.fromkeys(self.vision_readers, vision[:, 0]) if is_native else {}
         if self.prefill is not None:
             prefill = weights @ self.prefill
             sunk |= {name: sunk.get(name, 0.0) + prefill for name in self.state_readers}
         if is_pooled:
             return TimingMeans(vision[:, None] + answer, vision, overhead, sunk)
-        return TimingMeans(vision + answer, np.zeros(len(weights)), overhead, sunk)
+        # The vision pass of a thumbnail is part of that of every scale.
+        shared = np.zeros(len(weights)) if is_native else vision[:, 0]
+        return TimingMeans(vision + answer, shared, overhead, sunk)
 
 
 @dataclass(frozen=True)
@@ -482,5 +492,7 @@ def list_cost_measures(
     if timings is not None and timings.family_fits(outcomes.family):
         readers = [name for name, predictor in predictors.items() if predictor.features.reads_vision]
         of_states = [name for name, predictor in predictors.items() if predictor.features.decoder_state]
-        measures.append(count_milliseconds(timings.with_names(predictor_of, readers, of_states)))
+        measures.append(
+            count_milliseconds(timings.with_names(predictor_of, readers, of_states, outcomes.family))
+        )
     return measures

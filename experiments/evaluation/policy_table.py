@@ -100,9 +100,13 @@ class PolicyMeans:
             self.images.add(key, schedule, cost, score)
             return
         tried = np.repeat(paths.tried[None], len(score), axis=0)
+        begins = np.repeat((paths.start == 0)[None], len(score), axis=0)
         if self._repeats is not None:
             tried &= ~self._repeats[:, None] | (paths.start[:, None] == np.arange(tried.shape[2]))
-        self.images.add(key, schedule, *np.moveaxis(tried.astype(np.float64), 2, 0), score)
+            coincides = np.logical_and.accumulate(self._repeats[:, 1:], axis=1)
+            begins |= np.insert(coincides, 0, True, axis=1)[:, paths.start]
+        columns = np.moveaxis(tried.astype(np.float64), 2, 0)
+        self.images.add(key, schedule, *columns, begins.astype(np.float64), score)
         self._overhead[key] = name
 
     def add_point(
@@ -132,8 +136,8 @@ class PolicyMeans:
         for key in self._fixed:
             means[key] = (milliseconds.cost, *means[key])
         for key, name in self._overhead.items():
-            *tried, score = means[key]
-            means[key] = (milliseconds.cost_of_policy(tried, name), score)
+            *tried, begin, score = means[key]
+            means[key] = (milliseconds.cost_of_policy(tried, begin, name), score)
         return means
 
 

@@ -6,7 +6,7 @@ sampled answers of the same backbone decide, or greedy answers of another backbo
 has the results of each group.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,11 +112,7 @@ def find_membership(
         elif resampled is None:
             if deciding.only is None:
                 return None
-            raise ValueError(
-                f"sensitive.only={deciding.only}: there are no sampled answers to decide: run "
-                "`tokenscale resample`, or name a backbone with labels of this task in sensitive.finest and "
-                "sensitive.downsampled"
-            )
+            raise ValueError(describe_unsampled(deciding.only))
         else:
             answers[source] = _Answers(
                 resampled.rows,
@@ -152,11 +148,22 @@ def _match(test: OutcomeTable, other: OutcomeTable, name: str) -> _Answers:
 
 
 def _find_column(answers: _Answers, scale: int | None) -> int:
-    if len(answers.scales) < 2:
+    check_downsampled_scale(scale, answers.scales)
+    return find_downsampled(answers.visual_tokens) if scale is None else answers.scales.index(scale)
+
+
+def check_downsampled_scale(scale: int | None, scales: Sequence[int]) -> None:
+    """Raise ValueError unless `scale`, if given, is below the finest of at least two `scales`."""
+    if len(scales) < 2:
         raise ValueError("a sensitive split needs two scales at least, and these answers have one")
-    if scale is None:
-        return find_downsampled(answers.visual_tokens)
-    if scale not in answers.scales[:-1]:
-        coarser = ", ".join(map(str, answers.scales[:-1]))
+    if scale is not None and scale not in scales[:-1]:
+        coarser = ", ".join(map(str, scales[:-1]))
         raise ValueError(f"sensitive.scale={scale}: give one of {coarser}, the scales below the finest")
-    return answers.scales.index(scale)
+
+
+def describe_unsampled(group: Group) -> str:
+    """Return an error message for a group that sampled answers should decide about, where there are none."""
+    return (
+        f"sensitive.only={group}: there are no sampled answers to decide: run `tokenscale resample`, or name "
+        "a backbone with labels of this task in sensitive.finest and sensitive.downsampled"
+    )

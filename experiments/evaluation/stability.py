@@ -40,11 +40,11 @@ class Stability:
 def find_pairs(original: OutcomeTable, changed: OutcomeTable) -> NDArray[np.int64] | None:
     """Return the row of `original` for each row of `changed`, `[num_samples]`, for two versions of a task.
 
-    Ids are compared without a prefix up to `/`, as `training.joining` adds the name of the task. None
+    Ids are compared without the name of the task, which tasks and `training.joining` put before `/`. None
     unless all samples of `changed` are in `original` with the same references.
     """
-    row_of = {_strip(sample_id): row for row, sample_id in enumerate(original.sample_id)}
-    rows = [row_of.get(_strip(sample_id)) for sample_id in changed.sample_id]
+    row_of = {sample_id: row for row, sample_id in enumerate(_list_samples(original))}
+    rows = [row_of.get(sample_id) for sample_id in _list_samples(changed)]
     if not rows or any(
         row is None or original.references[row] != references
         for row, references in zip(rows, changed.references, strict=True)
@@ -53,8 +53,15 @@ def find_pairs(original: OutcomeTable, changed: OutcomeTable) -> NDArray[np.int6
     return np.array(rows, dtype=np.int64)
 
 
-def _strip(sample_id: str) -> str:
-    return str(sample_id).partition("/")[2] or str(sample_id)
+def _list_samples(table: OutcomeTable) -> list[str]:
+    """Return the sample ids without the name of the task, which may stand before them twice."""
+    samples = []
+    for sample_id, task in zip(table.sample_id, table.task, strict=True):
+        name, prefix = str(sample_id), f"{task}/"
+        while name.startswith(prefix):
+            name = name.removeprefix(prefix)
+        samples.append(name)
+    return samples
 
 
 def measure_stability(

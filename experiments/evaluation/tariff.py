@@ -4,9 +4,11 @@ A tariff is linear in what an answer uses. The cost of an answer of n tokens at 
 
     request + input_token * (visual tokens(s) + question tokens) + gflop * GFLOPs(s) + output_token * n
 
-with GFLOPs of vision pass, prefill and predictor. Visual tokens are saved once and output tokens are paid at
-every scale, so the share that a coarser scale saves falls with n. An answer that a cascade tries and rejects
-has n tokens too.
+with GFLOPs of vision pass, prefill and predictor. A predictor that reads the state of the decoder pays for
+the input tokens of the coarsest scale too, unless its answer is decoded from them, and one that reads
+self-asking for the visual tokens with which the model is asked. Visual tokens are saved once and output
+tokens are paid at every scale, so the share that a coarser scale saves falls with n. An answer that a cascade
+tries and rejects has n tokens too.
 
 Milliseconds are measured instead (`tokenscale latency latency.output_tokens=N`): vision pass, prefill at s
 and n - 1 times the time of a further token at s. For n = 1 this is the time to the first token.
@@ -21,7 +23,7 @@ import numpy as np
 from annotated_types import Len
 
 from experiments.evaluation.comparison import Comparison
-from experiments.evaluation.costs import PREFILL, CostMeasure, Part, Timings, count_milliseconds
+from experiments.evaluation.costs import TOKENS, CostMeasure, CostOf, Part, Timings, count_milliseconds
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.policies import ScoredSamples
 from experiments.evaluation.statistics import Estimate, number_images
@@ -78,9 +80,11 @@ class Tariff:
                 f"tariff {self.name} has a price for a GFLOP, and the labels have no FLOPs: run `tokenscale "
                 "label` again with the same settings, or choose a tariff of tokens"
             )
-        return [self._measure(number, flops) for number in self.output_tokens]
+        tokens = find_measure(measures, "tokens") or TOKENS
+        return [self._measure(number, tokens, flops) for number in self.output_tokens]
 
-    def _measure(self, num_output: int, flops: CostMeasure | None) -> CostMeasure:
+    def _measure(self, num_output: int, tokens: CostMeasure, flops: CostMeasure | None) -> CostMeasure:
+        prefill = partial(_coarsest, partial(_price_tokens, 0.0, self.input_token))
         parts = [
             Part("input tokens", partial(_price_tokens, self.request, self.input_token)),
             Part(DECODE, partial(_price_answer, self.output_token * num_output)),
@@ -91,19 +95,25 @@ class Tariff:
             f"mean {self.unit} per question by the tariff {self.name}, {num_output:,} output "
             f"token{'s' if num_output > 1 else ''}",
             parts,
+            overhead={name: self.input_token * asked for name, asked in tokens.overhead.items()},
+            state_readers=tokens.state_readers,
+            coarsest_prefill=prefill,
         )
         if flops is None or not self.gflop:
             return measure
         priced = [replace(part, of=partial(_scale, self.gflop, part.of)) for part in flops.parts]
-        assert PREFILL in {part.name for part in priced}
-        prefill = flops.coarsest_prefill
+        of_flops = [] if flops.coarsest_prefill is None else [flops.coarsest_prefill]
+        prefills = [prefill, *(partial(_scale, self.gflop, of) for of in of_flops)]
         return replace(
             measure,
             parts=[*priced, *parts],
-            overhead={name: self.gflop * gflops for name, gflops in flops.overhead.items()},
+            overhead={
+                name: measure.overhead_of(name) + self.gflop * flops.overhead_of(name)
+                for name in {**measure.overhead, **flops.overhead}
+            },
             vision_readers=flops.vision_readers,
             state_readers=flops.state_readers,
-            coarsest_prefill=None if prefill is None else partial(_scale, self.gflop, prefill),
+            coarsest_prefill=partial(_add, prefills),
         )
 
 
@@ -151,6 +161,15 @@ def _price_tokens(request: float, input_token: float, table: OutcomeTable) -> Fl
 
 def _price_answer(price: float, table: OutcomeTable) -> Floats:
     return np.full((len(table), len(table.scales)), price)
+
+
+def _coarsest(of: CostOf, table: OutcomeTable) -> Floats:
+    """Return a cost at the coarsest scale, `[num_samples]`."""
+    return of(table)[:, 0]
+
+
+def _add(costs: Sequence[CostOf], table: OutcomeTable) -> Floats:
+    return sum((of(table) for of in costs), np.zeros(1))
 
 
 def _scale(factor: float, of: Any, table: OutcomeTable) -> Floats:

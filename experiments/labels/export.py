@@ -7,7 +7,7 @@ as matrices, if asked for; `images/`, if asked for; and the data card, which `re
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,12 +80,14 @@ def write_outcomes(
 ) -> list[str]:
     """Write the tables of an export into a folder, and the images of the task if it is given.
 
-    Returns names and patterns of the written files. Raises ValueError if the task is not that of the labels.
+    Tables and images of an earlier export that this one does not have are deleted. Returns names and patterns
+    of the written files. Raises ValueError if the task is not that of the labels.
     """
     if images is not None:
         check_data(images, exported.manifest, folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {} if images is None else write_images(exported, folder, images)
+    _delete_other_images(folder, paths.values())
     tables = [tabulate(split, table, paths) for split, table in exported.tables.items()]
     _write(folder / OUTCOMES, pa.concat_tables(tables))
     if matrices:
@@ -94,6 +96,9 @@ def write_outcomes(
             columns = [f"{option}.{part}" for option in exported.names]
             matrix = whole.select(["sample_id", "split", *columns])
             _write(folder / name, matrix.rename_columns(["sample_id", "split", *exported.names]))
+    else:
+        for name in (QUALITY, COST):
+            (folder / name).unlink(missing_ok=True)
     return [OUTCOMES, *((QUALITY, COST) if matrices else ()), *((f"{IMAGES}/*",) if images else ())]
 
 
@@ -126,17 +131,17 @@ def tabulate(split: str, table: OutcomeTable, images: Mapping[str, str]) -> pa.T
 def write_images(exported: ExportedOutcomes, folder: Path, task: Task) -> dict[str, str]:
     """Write every image as PNG, unless it is there; returns image id -> path in the folder.
 
-    An image that cannot be read any more is left out with a warning. Other images of an earlier export are
-    deleted, so that they are not uploaded.
+    The name of a file is a digest of data and image id, so that images of another task are not taken for
+    these. An image that cannot be read any more is left out with a warning.
     """
     (folder / IMAGES).mkdir(exist_ok=True)
+    data = exported.manifest["fingerprints"]["data"]
     image_ids = list(dict.fromkeys(i for table in exported.tables.values() for i in table.image_id))
     paths: dict[str, str] = {}
     with show_progress("writing images", total=len(image_ids), unit="images") as progress:
         for image_id in image_ids:
-            name = (
-                f"{IMAGES}/{hashlib.sha256(image_id.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}.png"
-            )
+            content = f"{data} {image_id}".encode("utf-8", "surrogatepass")
+            name = f"{IMAGES}/{hashlib.sha256(content).hexdigest()[:16]}.png"
             try:
                 if not (folder / name).is_file():
                     image = task.image(image_id)
@@ -145,11 +150,14 @@ def write_images(exported: ExportedOutcomes, folder: Path, task: Task) -> dict[s
             except OSError as error:
                 log.warning("left out: %s", error)
             progress.update(1)
-    kept = set(paths.values())
+    return paths
+
+
+def _delete_other_images(folder: Path, kept: Collection[str]) -> None:
+    """Delete the images of an earlier export, so that they are not uploaded."""
     for file in (folder / IMAGES).glob("*.png"):
         if f"{IMAGES}/{file.name}" not in kept:
             file.unlink()
-    return paths
 
 
 def _write(path: Path, table: pa.Table) -> None:

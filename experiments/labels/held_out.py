@@ -255,7 +255,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    # Not `splitlines`, which also divides at separators that JSON may have in a text.
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         try:
             content = json.loads(text) if text else None
             content = unseal(content) if isinstance(content, dict) else content

@@ -217,6 +217,11 @@ def locate_resampled(labels: Path, split: str) -> Path:
     return labels / (RESAMPLED if split == HELD_OUT else f"{RESAMPLED}_{split}")
 
 
+def has_resampled(labels: Path) -> bool:
+    """Return whether there are sampled answers to test questions."""
+    return bool(_list_files(locate_resampled(labels, HELD_OUT)))
+
+
 def digest_resampled(labels: Path, split: str) -> str:
     """Return a digest of all sampled answers to the questions of a split.
 

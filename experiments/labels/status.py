@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from experiments.labels.files import RESAMPLED
 from experiments.labels.records import WORK, WorkRecord, clean, clean_command, read_records, replace_part
+from experiments.labels.resampled import locate_resampled
+from experiments.tasks.base import SPLITS
 from m3_backbone.outcomes.manifest import MANIFEST, find_shard, read_manifest
 from m3_backbone.outcomes.shards import is_intact, read_header
+from m3_backbone.outcomes.table import HELD_OUT
 
 BlockState = Literal["done", "running", "failed", "missing"]
 BLOCK_STATES: tuple[BlockState, ...] = ("done", "running", "failed", "missing")
@@ -80,9 +82,11 @@ def read_label_status(folder: Path, *, verify: bool = False) -> list[WorkStatus]
     has_manifest = (folder / MANIFEST).is_file()
     manifest: dict[str, Any] = read_manifest(folder) if has_manifest else {"complete": False, "shards": {}}
     status = [_read_labelling(folder, manifest, verify)]
-    sampled = folder / RESAMPLED
-    if sampled.is_dir() and (any(sampled.glob("*.safetensors")) or (sampled / WORK).is_dir()):
-        status.append(_read_sampled(sampled))
+    for split in SPLITS:
+        sampled = locate_resampled(folder, split)
+        if sampled.is_dir() and (any(sampled.glob("*.safetensors")) or (sampled / WORK).is_dir()):
+            work = "sampled answers" if split == HELD_OUT else f"sampled answers of {split}"
+            status.append(_read_sampled(sampled, work))
     return status
 
 
@@ -121,7 +125,7 @@ def _read_labelling(folder: Path, manifest: Mapping[str, Any], verify: bool) -> 
     )
 
 
-def _read_sampled(folder: Path) -> WorkStatus:
+def _read_sampled(folder: Path, work: str) -> WorkStatus:
     def is_done(name: str, num_runs: str, num_samples: int) -> bool:
         try:
             with safe_open(folder / f"{name}.safetensors", "np") as file:
@@ -132,10 +136,10 @@ def _read_sampled(folder: Path) -> WorkStatus:
 
     records = _read_parts(folder)
     if records:
-        return _find_states("sampled answers", folder, records, is_done, [])
+        return _find_states(work, folder, records, is_done, [])
     # Sampled by a version without records, which wrote a file when it was complete.
     done = [BlockStatus(path.stem, "done", 0, "") for path in sorted(folder.glob("*.safetensors"))]
-    return WorkStatus("sampled answers", folder, True, done, is_known=False)
+    return WorkStatus(work, folder, True, done, is_known=False)
 
 
 def _read_parts(folder: Path) -> list[WorkRecord]:

@@ -30,7 +30,11 @@ def main(config: DictConfig) -> None:
     chosen = select_steps(steps, config.steps)
     folder = Path(config.folder)
     states = run_steps(
-        chosen, folder, settings=list(config.settings), evaluations=Path(config.paths.evaluations)
+        chosen,
+        folder,
+        all_steps=steps,
+        settings=list(config.settings),
+        evaluations=Path(config.paths.evaluations),
     )
     page = write_paper(folder, steps, states, Provenance.of(config))
     print(format_states(states, folder))

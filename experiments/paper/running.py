@@ -44,12 +44,18 @@ class StepState:
 
 
 def run_steps(
-    steps: Sequence[Step], folder: Path, *, settings: Sequence[str], evaluations: Path
+    steps: Sequence[Step],
+    folder: Path,
+    *,
+    all_steps: Sequence[Step],
+    settings: Sequence[str],
+    evaluations: Path,
 ) -> dict[str, StepState]:
     """Run the steps that are not done, and return the states of all, by name.
 
-    `settings` are options that every command gets if it has them, such as `num_resamples=1000`. A failed step
-    does not stop those that do not need it. `evaluations` is the folder of the records of test evaluations.
+    `all_steps` are those of the paper: one that needs a step that runs is not done any more. `settings` are
+    options that every command gets if it has them, such as `num_resamples=1000`. A failed step does not stop
+    those that do not need it. `evaluations` is the folder of the records of test evaluations.
     """
     states: dict[str, StepState] = {}
     for number, step in enumerate(steps, start=1):
@@ -65,7 +71,7 @@ def run_steps(
             continue
         log.info("step %d of %d, %s: %s", number, len(steps), step.name, shlex.join(words))
         # Before it runs, so that this holds if it is interrupted.
-        for later in steps[number:]:
+        for later in all_steps:
             if step.name in later.needs:
                 (folder / "steps" / later.name / DONE).unlink(missing_ok=True)
         states[step.name] = _run(words, place)

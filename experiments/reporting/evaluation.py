@@ -50,7 +50,7 @@ from experiments.reporting.opened_test import OpenedTest, find_ladders, open_tes
 from experiments.reporting.page import render_figure, save_figure
 from experiments.reporting.report import Figures, write_report
 from experiments.reporting.sensitive import find_other_labels
-from experiments.reporting.tables import write_tables
+from experiments.reporting.tables import delete_tables, write_tables
 from experiments.reporting.views import Viewer, make_view
 from experiments.results.metrics_json import (
     PICTURE,
@@ -187,7 +187,7 @@ def _collect(
         seeds={**seeds, **{name: seeds.get(str(start)) for name, start in starts_from.items()}},
         starts_from=starts_from,
     )
-    metrics |= collect_extras(findings.guarantees, findings.units, findings.published)
+    metrics |= collect_extras(findings.guarantees, findings.units, findings.published, findings.stored_unit)
     if findings.sensitive is not None:
         metrics["sensitive"] = collect_sensitive(findings.sensitive)
     if findings.savings is not None:
@@ -355,6 +355,7 @@ def write_evaluation(
     findings, test, title = evaluation.findings, evaluation.test.outcomes, evaluation.title
     output.mkdir(parents=True, exist_ok=True)
     write_results(output, evaluation.metrics, findings.comparison, findings.others, findings.guarantees)
+    delete_tables(output / "tables")
     write_tables(output / "tables", list_tables(findings))
     figures = write_figures(output, findings.comparison, test, title)
     page_tables = write_report(

@@ -85,14 +85,9 @@ def write_number(value: float | np.ndarray, form: str) -> str:
 
 
 def format_small(value: float) -> str:
-    """Return a number with two significant digits or as an integer; a dash for nan and infinity.
-
-    Positive numbers below 0.001 are shown as "< 0.001".
-    """
+    """Return a number with two significant digits or as an integer; a dash for nan and infinity."""
     if not np.isfinite(value):
         return MISSING
-    if 0 < value < 0.001:
-        return "< 0.001"
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 

@@ -5,12 +5,21 @@ from pathlib import Path
 import numpy as np
 
 from experiments.evaluation.comparison import Comparison
-from experiments.evaluation.sensitive_groups import GROUPS, SAMPLED, Deciding, Membership
+from experiments.evaluation.sensitive_groups import (
+    GROUPS,
+    SAMPLED,
+    Deciding,
+    Membership,
+    check_downsampled_scale,
+    describe_unsampled,
+)
 from experiments.evaluation.sensitivity import SensitiveSplit
 from experiments.evaluation.statistics import Estimate
 from experiments.labels.beside import find_labels_of
+from experiments.labels.resampled import has_resampled
 from experiments.reporting.numbers import format_difference, format_score, format_tokens
 from experiments.reporting.tables import Table
+from m3_backbone.outcomes.manifest import read_manifest
 
 SENSITIVE, INSENSITIVE = (GROUPS.index(group) for group in ("sensitive", "insensitive"))
 _SHOWN = {"sensitive": SENSITIVE, "insensitive": INSENSITIVE}
@@ -19,14 +28,21 @@ _SHOWN = {"sensitive": SENSITIVE, "insensitive": INSENSITIVE}
 def find_other_labels(labels: Path, deciding: Deciding) -> dict[str, Path]:
     """Return the label folders of the backbones whose answers decide, by name: those beside `labels`.
 
-    Raises ValueError if one of them has no labels of the task, or labels of other data.
+    Raises ValueError if one of them has no labels of the task, or labels of other data, and for settings that
+    the labels do not allow.
     """
     names = {setting: getattr(deciding, setting) for setting in ("finest", "downsampled")}
-    return {
+    folders = {
         name: find_labels_of(name, labels, f"sensitive.{setting}={name}", "or give sampled")
         for setting, name in names.items()
         if name != SAMPLED
     }
+    if deciding.only is not None and SAMPLED in names.values() and not has_resampled(labels):
+        raise ValueError(describe_unsampled(deciding.only))
+    if deciding.scale is not None:
+        answered = read_manifest(folders.get(deciding.downsampled, labels))
+        check_downsampled_scale(deciding.scale, answered["scales"])
+    return folders
 
 
 def select_group(membership: Membership, deciding: Deciding) -> np.ndarray:

@@ -153,6 +153,13 @@ class Table:
         return format_latex([self.header, *self.rows], self.caption, label=f"tab:{self.name}")
 
 
+def delete_tables(folder: Path) -> None:
+    """Delete the tables in `folder`, of an earlier result in the same place."""
+    for suffix in ("csv", "tex", "md"):
+        for path in folder.glob(f"*.{suffix}"):
+            path.unlink()
+
+
 def write_tables(folder: Path, tables: Iterable[Table]) -> None:
     """Write every table into `folder` as CSV, LaTeX and Markdown, under its name."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,10 @@
 
 Schema version 5. Scores are means in [0, 1], costs are means of `cost_name`. A metric is `{"value", "low",
 "high"}` with the bounds of its bootstrap interval, which are null for fewer than 8 test images. Numbers are
-rounded to six decimals; null stands for a metric that does not exist (for example the share of a gap of
-zero). The file has no times and no paths: the same labels, predictors and seeds give the same bytes.
-`experiments.evaluation.metrics` defines the metrics; `draws.safetensors` holds the compared ones on every
-resample (`results.resamples`).
+rounded to six decimals, those below 0.001 to six digits and at most 15 decimals; null stands for a metric
+that does not exist (for example the share of a gap of zero). The file has no times and no paths: the same
+labels, predictors and seeds give the same bytes. `experiments.evaluation.metrics` defines the metrics;
+`draws.safetensors` holds the compared ones on every resample (`results.resamples`).
 
     schema_version          5
     task, backbone          names
@@ -139,7 +139,8 @@ from m3_backbone.outcomes.table import OutcomeTable
 METRICS, MILLISECONDS, TABLE = "metrics.json", "milliseconds.json", "metric_table.parquet"
 PICTURE = "front.png"
 SCHEMA_VERSION = 5
-_DECIMALS = 6
+# Rounding hides the noise of summation, which differs between machines, and keeps small costs apart.
+_DECIMALS, _MOST_DECIMALS, _SMALL = 6, 15, 0.001
 
 
 def to_json(values: Any) -> Any:
@@ -149,7 +150,12 @@ def to_json(values: Any) -> Any:
     if np.ndim(values):
         return [to_json(value) for value in values]
     value = float(values)
-    return None if math.isnan(value) else round(value, _DECIMALS) + 0.0
+    if math.isnan(value):
+        return None
+    decimals = _DECIMALS
+    if 0 < abs(value) < _SMALL:
+        decimals = min(_DECIMALS - 1 - math.floor(math.log10(abs(value))), _MOST_DECIMALS)
+    return round(value, decimals) + 0.0
 
 
 def metric_to_json(estimate: Estimate | None, index: Any = ...) -> dict[str, Any] | None:
@@ -420,11 +426,15 @@ def _question_types(test: OutcomeTable) -> dict[str, Any]:
 
 
 def collect_extras(
-    guarantees: Sequence[CheckedGuarantee], units: Mapping[str, float], published: Published | None
+    guarantees: Sequence[CheckedGuarantee],
+    units: Mapping[str, float],
+    published: Published | None,
+    stored_unit: float = 1.0,
 ) -> dict[str, Any]:
     """Return the parts `guarantee` and `published` of `metrics.json`, as far as they exist.
 
-    `units` are the numbers of visual tokens that each predictor's price is for.
+    `units` are the numbers of visual tokens that each predictor's price is for, or of multiples of
+    `stored_unit` in which labels store imported costs.
     """
     content: dict[str, Any] = {}
     if guarantees:
@@ -432,7 +442,8 @@ def collect_extras(
         content["guarantee"] = {
             **{name: to_json(getattr(first, name)) for name in ("alpha", "delta", "level")},
             "predictors": {
-                checked.name: collect_guarantee(checked, units[checked.name]) for checked in guarantees
+                checked.name: collect_guarantee(checked, units[checked.name], stored_unit)
+                for checked in guarantees
             },
         }
     if published is not None:
@@ -498,12 +509,12 @@ def collect_savings(savings: Savings) -> dict[str, Any]:
     }
 
 
-def collect_guarantee(checked: CheckedGuarantee, unit: float) -> dict[str, Any]:
-    """Return a guarantee with its price per `unit` visual tokens."""
+def collect_guarantee(checked: CheckedGuarantee, unit: float, stored_unit: float = 1.0) -> dict[str, Any]:
+    """Return a guarantee with its price per `unit` visual tokens, or multiples of `stored_unit`."""
     guarantee, realized = checked.guarantee, checked.realized
     return {
         "price": to_json(guarantee.price_per(unit)),
-        "unit": to_json(unit),
+        "unit": to_json(unit * stored_unit),
         "num_images": guarantee.num_images,
         "num_needed": guarantee.num_needed,
         "most_questions": guarantee.most_questions,
@@ -545,6 +556,8 @@ def write_results(
     """
     by_measure = {other.measure.key: other for other in others}
     timed = by_measure.pop("milliseconds", None)
+    # A folder that is used again may have those of an earlier evaluation.
+    (folder / MILLISECONDS).unlink(missing_ok=True)
     if timed is not None:
         write_metrics(folder / MILLISECONDS, collect_measure(timed))
     # The resamples are removed first and written last, so that existing ones always match the metrics.

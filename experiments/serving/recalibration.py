@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from experiments.evaluation.fronts import Floats
-from experiments.evaluation.guarantee import measure_loss, order_images
+from experiments.evaluation.guarantee import find_unseen, measure_loss, order_images
 from experiments.evaluation.statistics import Bootstrap, number_images
 from experiments.reporting.numbers import format_difference, format_tokens
 from experiments.reporting.tables import format_table
@@ -31,6 +31,7 @@ from m3_backbone.outcomes.table import OutcomeTable
 from predictor.base import ScalePredictor
 from predictor.calibration import Calibrator
 from predictor.cascades.hybrid import Hybrid
+from predictor.features import Features
 from predictor.policy.front import choose
 from predictor.policy.pricing import PriceList
 from predictor.splitting import split_for_calibrator
@@ -80,10 +81,15 @@ def read_label_samples(
 ) -> Samples:
     """Return the samples of `number` images of labels; a calibrator is fitted on half of them, by image.
 
-    The samples are then those of the other half. Raises ValueError for labels of another backbone, and for
-    too few images.
+    The samples are then those of the other half. Without another calibrator, the samples on which that of the
+    predictor was fitted are left out. Raises ValueError for labels of another backbone, and for too few
+    images.
     """
-    predictor.check_backbone(labels.outcomes.fingerprints)
+    fingerprints = labels.outcomes.fingerprints
+    predictor.check_backbone(fingerprints)
+    assert predictor.fingerprints is not None, "fit or load first"
+    if calibrator is None and fingerprints.get("data") == predictor.fingerprints.get("data"):
+        labels = labels.select(find_unseen(predictor, labels.outcomes))
     if number is not None:
         labels = labels.select(find_images(labels.outcomes.cluster_id, number))
     if calibrator is not None:
@@ -106,9 +112,12 @@ class RecordedAnswer(BaseModel):
     agrees: Annotated[list[bool], Len(1, 64)]
 
 
-def read_record(path: Path, model: str, scales: tuple[int, ...], family: Family) -> Samples:
+def read_record(
+    path: Path, model: str, features: Features, scales: tuple[int, ...], family: Family
+) -> Samples:
     """Return the samples in the record of a server; `model` is that of `drift.identify_model`.
 
+    A record has the visual tokens of the answers; those that the `features` of the predictor cost are added.
     Lines that are damaged or of another model are left out with a warning. Raises OSError if there is no such
     file, ValueError if no line can be used.
     """
@@ -135,10 +144,13 @@ def read_record(path: Path, model: str, scales: tuple[int, ...], family: Family)
         )
     if num_damaged or num_others:
         log.warning("%s: left out %d damaged lines and %d of other models", path, num_damaged, num_others)
-    return Samples(np.array([row.estimates for row in rows]), _make_table(rows, scales, family))
+    tokens = features.add_paid_tokens(np.array([row.visual_tokens for row in rows], dtype=np.int32))
+    return Samples(np.array([row.estimates for row in rows]), _make_table(rows, tokens, scales, family))
 
 
-def _make_table(rows: list[RecordedAnswer], scales: tuple[int, ...], family: Family) -> OutcomeTable:
+def _make_table(
+    rows: list[RecordedAnswer], visual_tokens: np.ndarray, scales: tuple[int, ...], family: Family
+) -> OutcomeTable:
     """Return the outcomes of recorded answers; what a record does not have is left empty."""
     shape = (len(rows), len(scales))
     agrees = np.array([row.agrees for row in rows])
@@ -162,7 +174,7 @@ def _make_table(rows: list[RecordedAnswer], scales: tuple[int, ...], family: Fam
         reference_tokens=np.ones(shape, dtype=np.int32),
         confidence=np.zeros(shape, dtype=np.float32),
         margin=np.zeros(shape, dtype=np.float32),
-        visual_tokens=np.array([row.visual_tokens for row in rows], dtype=np.int32),
+        visual_tokens=visual_tokens,
         prefill_flops=np.ones(shape, dtype=np.int64),
         origin="record",
     )

@@ -79,7 +79,8 @@ def read_samples(source: Source, config: DictConfig, *, calibrator: Calibrator |
             )
         backbone = source.backbone
         identity = identify_model(backbone, source.predictor)
-        samples = read_record(Path(config.record), identity, backbone.scales, backbone.family)
+        features = source.predictor.features
+        samples = read_record(Path(config.record), identity, features, backbone.scales, backbone.family)
         return samples.take_images(config.num_images)
     labels = read_labels(config.paths.labels, "calibration")
     return read_label_samples(source.predictor, labels, config.num_images, calibrator)

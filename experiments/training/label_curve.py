@@ -11,8 +11,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from experiments.labels.files import to_file_name
 from experiments.labels.progress import show_progress
+from experiments.training.configured import read_trainer
 from experiments.training.subset import Subset, TrainSplit, read_soft
 from experiments.training.trained import TrainingSettings, check_names, identify
 from experiments.training.trainer import quiet_lightning, value_bounds
@@ -98,7 +99,7 @@ class CurveTraining:
     """One training: an untrained predictor, the subset that it gets, and where its result is kept.
 
     `validation_fraction` is the share of the images that results are measured on, `stopping_fraction` that of
-    the subset that is held back for early stopping.
+    the subset that is held back for early stopping, `trainer` as in `TrainingSettings`.
     """
 
     predictor: ScalePredictor
@@ -109,12 +110,16 @@ class CurveTraining:
     validation_fraction: float
     stopping_fraction: float
     make_trainer: Callable[..., lightning.Trainer] | None = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that determines the result, as JSON."""
         settings = TrainingSettings(
-            seed=self.seed, validation_fraction=self.stopping_fraction, subset=self.subset
+            seed=self.seed,
+            validation_fraction=self.stopping_fraction,
+            trainer=self.trainer,
+            subset=self.subset,
         )
         content = identify(self.predictor, read_manifest(self.labels), settings, self.labels)
         return {**content, "measured_fraction": self.validation_fraction}
@@ -233,6 +238,7 @@ def make_trainings(config: DictConfig, labels: Path) -> list[CurveTraining]:
                     validation_fraction=config.validation_fraction,
                     stopping_fraction=config.stopping_fraction,
                     make_trainer=functools.partial(instantiate, config.trainer),
+                    trainer=read_trainer(config.trainer),
                 )
                 for subset in subsets
             ]

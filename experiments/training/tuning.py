@@ -56,11 +56,12 @@ def search(
             "tolerance": settings.tolerance,
             "predictor": around,
             "space": [asdict(parameter) for parameter in space],
+            **({"trainer": dict(settings.trainer)} if settings.trainer else {}),
             **({} if settings.subset == Subset() else {SUBSET: settings.subset.identify(labels)}),
         }
     )
     stored = study.user_attrs.get("made_of", made_of)
-    if differing := [key for key in made_of if stored.get(key) != made_of[key]]:
+    if differing := [key for key in {**stored, **made_of} if stored.get(key) != made_of.get(key)]:
         raise ValueError(
             f"study {study.study_name!r} in {worker.folder} was started with other {', '.join(differing)}, "
             "and its trials cannot be compared with these: give this study another name with study.name=NAME"

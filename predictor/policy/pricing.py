@@ -103,13 +103,19 @@ class PriceList:
     def at_price(self, price: float) -> OperatingPoint:
         """Return a point of this price with cost and score of the listed point with the next lower price.
 
-        The bound of its disagreement is that of the next higher price, whose scales are coarser.
+        The bound of its disagreement is the larger one of that point and of the point with the next higher
+        price, as its scales lie between theirs; None if one of these has none, and beyond the last point.
         """
         check_price(price)
         below = [point for point in self.points if point.price <= price]
-        above = [point.disagreement for point in self.points if point.price >= price]
+        above = [point for point in self.points if point.price >= price]
+        neighbours = [*below[-1:], *above[:1]]
+        bounds = [point.disagreement for point in neighbours if point.disagreement is not None]
+        is_bounded = bool(above) and len(bounds) == len(neighbours)
         return replace(
-            below[-1] if below else self.points[0], price=price, disagreement=above[0] if above else None
+            below[-1] if below else self.points[0],
+            price=price,
+            disagreement=max(bounds) if is_bounded else None,
         )
 
     def save(self, folder: Path) -> None:

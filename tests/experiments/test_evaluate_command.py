@@ -279,6 +279,24 @@ def test_a_cascade_that_starts_from_an_unknown_predictor_is_refused(store, tmp_p
         evaluate(store, tmp_path, cascades=[CascadeEntry("hybrid", Hybrid.fit, "nobody")])
 
 
+def test_results_of_an_earlier_evaluation_in_the_folder_do_not_stay(store, tmp_path):
+    (tmp_path / "tables").mkdir()
+    stale = [tmp_path / "milliseconds.json", tmp_path / "tables" / "parts_milliseconds.csv"]
+    for path in stale:
+        path.write_text("{}")
+    evaluate(store, tmp_path)
+    assert (tmp_path / "tables" / "scores.csv").is_file() and not any(path.exists() for path in stale)
+
+
+def test_a_group_that_nothing_decides_about_is_refused_before_the_test_split_is_read(store, tmp_path):
+    before = count_records(store)
+    with pytest.raises(ValueError, match=r"sensitive\.only=sensitive: there are no sampled answers"):
+        evaluate(store, tmp_path, deciding=Deciding(only="sensitive"))
+    with pytest.raises(ValueError, match=r"sensitive\.scale=36: give one of 1, 9, the scales below"):
+        evaluate(store, tmp_path, deciding=Deciding(scale=36))
+    assert count_records(store) == before
+
+
 def test_stale_resampled_answers_are_refused_before_the_test_split_is_read(store, tmp_path):
     stale = ResampledFolder(store / "labels", {**FINGERPRINTS, "prompt": "another"}, {"seed": 0})
     stale.begin(["a"])

@@ -216,12 +216,12 @@ def test_a_vision_pass_per_scale_is_timed_per_scale_and_sunk_for_predictors_that
     assert means.cost.tolist() == [[3, 6]] and means.shared.tolist() == [0]
     tried = [np.array([[0.25]]), np.array([[0.75]])]
     expected = 0.5 + 0.25 * 3 + 0.75 * 6
-    assert means.cost_of_policy(tried, "reads not").item() == expected
+    assert means.cost_of_policy(tried, tried[0], "reads not").item() == expected
     # Three quarters of the answers need the coarsest vision pass, 2 ms, beside their own.
-    assert means.cost_of_policy(tried, "reads").item() == expected + 0.75 * 2
+    assert means.cost_of_policy(tried, tried[0], "reads").item() == expected + 0.75 * 2
     # A cascade that starts at the coarsest scale has paid it there.
     both = [np.array([[1.0]]), np.array([[0.75]])]
-    assert means.cost_of_policy(both, "hybrid").item() == 0.5 + 3 + 0.75 * 6
+    assert means.cost_of_policy(both, both[0], "hybrid").item() == 0.5 + 3 + 0.75 * 6
     assert timings.family_fits("native") and not timings.family_fits("pooled")
 
 

@@ -27,6 +27,7 @@ from experiments.evaluation.metrics import brier, calibration_error, default_cos
 from experiments.evaluation.needs import tabulate_needs
 from experiments.evaluation.noise_free import list_noise_free
 from experiments.evaluation.policies import CascadePolicy, Paths, Policy, PredictorPolicy, ScoredSamples
+from experiments.evaluation.policy_table import PolicyMeans
 from experiments.evaluation.statistics import Bootstrap
 from experiments.labels.resampled import Resampled
 from experiments.reporting.evaluation_tables import list_tables, tabulate_parts
@@ -380,6 +381,24 @@ def test_milliseconds_of_a_coinciding_scale_are_not_paid_again(merged):
     cascade = compare(merged, estimates, count_milliseconds(timings)).find("cascade")
     kept = np.searchsorted(cascade.trace.price, cascade.front.price)
     np.testing.assert_allclose(cascade.front.cost, cascade.trace.cost[kept])
+
+
+@pytest.mark.parametrize("family", ["pooled", "thumbnail", "native"])
+@pytest.mark.parametrize("policy", ["reads", "reads not"])
+def test_mean_milliseconds_are_those_of_the_paths(family, policy):
+    """The mean that is reported against the costs of samples, which choose the operating points."""
+    table = of_family(family, (9, 9, 36), (4, 4, 20), (9, 9, 36))
+    vision = np.array([4.0, 4.0]) if family == "pooled" else np.array([[4.0, 4.0, 20.0]] * 2)
+    timings = Timings(vision, np.array([[1.0, 1.0, 36.0]] * 2), dict.fromkeys(["reads"], np.zeros(2)))
+    timings = timings.with_names({"reads": "reads"}, ["reads"], family=family)
+    samples = ScoredSamples.of(table, count_milliseconds(timings), policy)
+    paths = Paths.escalating(3)
+    cost, score = paths.cost(samples), paths.score(samples.score)
+    for number in range(cost.shape[1]):
+        means = PolicyMeans(np.zeros(len(table), dtype=int), timed=True, repeats=samples.repeats)
+        means.add_point("path", np.full(len(table), number), paths, cost, score, policy)
+        found = means(np.ones((1, 1)), timings.means())["path"][0]
+        assert found.item() == pytest.approx(cost[:, number].mean())
 
 
 @pytest.mark.parametrize("fit", [Cascade.fit, Hybrid.fit])

@@ -22,7 +22,7 @@ from experiments.evaluation.schedules import ImageMeans, Schedule
 from experiments.evaluation.statistics import Bootstrap, draw_weights, number_images
 from experiments.reporting.evaluation_tables import list_tables
 from experiments.reporting.findings import Findings, write_default, write_headline
-from experiments.results.metrics_json import SCHEMA_VERSION, collect_metrics, write_metrics
+from experiments.results.metrics_json import SCHEMA_VERSION, collect_metrics, to_json, write_metrics
 from predictor.policy.front import choose, sweep, upper_hull
 from predictor.policy.front import score_at_budgets as find_scores
 from predictor.policy.pricing import choose_price
@@ -272,6 +272,12 @@ def test_metrics_are_the_same_bytes_again(splits, tmp_path):
         texts.append((tmp_path / f"{number}.json").read_bytes())
     assert texts[0] == texts[1]
     assert str(tmp_path) not in texts[0].decode()
+
+
+def test_small_numbers_keep_six_digits():
+    """Such as costs in dollars; the noise of sums is rounded away."""
+    assert to_json([0.123456789, 4.19123456e-6, -2.2e-8, 3e-17, 0.0]) == [0.123457, 4.19123e-6, -2.2e-8, 0, 0]
+    assert to_json(float("nan")) is None
 
 
 def test_metrics_say_what_the_schema_promises(comparison, splits):

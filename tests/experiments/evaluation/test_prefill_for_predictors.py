@@ -85,10 +85,10 @@ def test_milliseconds_of_the_prefill_are_those_that_were_timed(per_scale, sunk):
     named = timings.with_names({"gate": "gate", "hybrid": "gate", "blind": "blind"}, ["gate"], ["gate"])
     means = named.means()
     tried = [np.array([[share]]) for share in (0.25, 0.5, 0.25)]
-    expected = means.cost_of_policy(tried, "blind").item()
+    expected = means.cost_of_policy(tried, tried[0], "blind").item()
     for policy in ("gate", "hybrid"):
         # Three quarters of the answers are not at the coarsest scale.
-        added = means.cost_of_policy(tried, policy).item() - expected
+        added = means.cost_of_policy(tried, tried[0], policy).item() - expected
         assert added == pytest.approx(0.75 * sunk)
     table = of_family("native" if per_scale else "pooled")
     measure = count_milliseconds(named)

@@ -22,6 +22,7 @@ def make_versions(num_images=12):
             table,
             sample_id=np.array([f"{task}/{name}" for name in table.sample_id], dtype=object),
             image_id=np.array([f"{task}/{name}" for name in table.image_id], dtype=object),
+            task=np.full(len(table), task, dtype=object),
         )
         for task, table in (("a", original), ("b", changed))
     )
@@ -47,6 +48,18 @@ def test_choices_and_losses_are_paired_by_sample():
     choices = {0: (before, after), 1: (before, before)}
     over_seeds = measure_stability(original, changed, choices, rows, bootstrap=Bootstrap(200))
     assert over_seeds.same_scale.value == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("prefix", ["", "{task}/", "{task}/{task}/"])
+def test_ids_may_begin_with_the_name_of_the_task(prefix):
+    """Tasks of files begin their ids with it, and joined labels add it."""
+    named = []
+    for table in make_versions():
+        ids = [str(name).partition("/")[2] for name in table.sample_id]
+        start = prefix.format(task=table.task[0])
+        named.append(replace(table, sample_id=np.array([f"{start}{name}" for name in ids], dtype=object)))
+    rows = find_pairs(*named)
+    assert rows is not None and rows.tolist() == list(range(12))[::-1]
 
 
 def test_samples_with_other_references_are_no_pairs():

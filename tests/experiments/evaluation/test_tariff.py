@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.comparing import compare_policies
-from experiments.evaluation.costs import Timings, count_flops, count_milliseconds
+from experiments.evaluation.costs import TOKENS, Timings, count_flops, count_milliseconds
 from experiments.evaluation.policies import CascadeEntry, PredictorPolicy
 from experiments.evaluation.statistics import Bootstrap
 from experiments.evaluation.tariff import MeasuredTariff, Tariff, measure_savings
@@ -70,6 +70,25 @@ def test_operations_have_the_parts_and_the_overhead_of_flops(compared):
     np.testing.assert_allclose(measure.of(test), 4 * flops.of(test))
     np.testing.assert_allclose(measure.shared_of(test), 4 * flops.shared_of(test))
     assert measure.overhead_of("first") == 2.0
+
+
+def test_tokens_of_predictors_are_paid(compared):
+    """A gate pays for the coarsest input unless it answers from it; self-asking pays at every scale."""
+    _, test = compared
+    tokens = replace(TOKENS, state_readers=["gate"], overhead={"asks": 7.0})
+    flops = count_flops({"gate": 0.5}, state_readers=["gate"])
+    tariff = Tariff(name="a", unit="J", request=3, input_token=2, gflop=4, output_tokens=(1,))
+    (measure,) = tariff.list_measures([tokens, flops])
+    questions = np.array([len(ids) for ids in test.question_ids])
+    coarsest = 2 * (test.visual_tokens[:, 0] + questions) + 4 * test.prefill_flops[:, 0] / 1e9
+    added = measure.of(test, "gate") - measure.of(test)
+    np.testing.assert_allclose(added[:, 0], 0)
+    np.testing.assert_allclose(added[:, -1], coarsest)
+    assert measure.overhead_of("gate") == 2 and measure.overhead_of("asks") == 14
+    (in_tokens,) = Tariff(name="b", unit="J", input_token=2, output_tokens=(1,)).list_measures([tokens])
+    np.testing.assert_allclose(
+        (in_tokens.of(test, "gate") - in_tokens.of(test))[:, 1], 2 * (test.visual_tokens[:, 0] + questions)
+    )
 
 
 def test_milliseconds_of_long_answers_are_linear_in_the_length(compared):

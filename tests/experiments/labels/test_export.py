@@ -151,7 +151,12 @@ def test_texts_of_users_cannot_leave_their_place(exported):
 
 
 def test_images_are_copied_when_asked(tmp_path):
-    task = Scenes(num_images={"train": 2, "calibration": 0, "test": 0}, questions_per_image=2, image_size=96)
+    settings: Any = {
+        "num_images": {"train": 2, "calibration": 0, "test": 0},
+        "questions_per_image": 2,
+        "image_size": 96,
+    }
+    task = Scenes(**settings)
     label(task=task, backbone=LlavaBackbone("tiny_m3"), folder=tmp_path / "labels", num_workers=0)
     exported = read_exported(tmp_path / "labels", ["train"], EvaluationRecorder(tmp_path / "records", "test"))
     write_outcomes(exported, tmp_path / "data", matrices=False, images=task)
@@ -168,6 +173,18 @@ def test_images_are_copied_when_asked(tmp_path):
         other = Scenes(num_images={"train": 2, "calibration": 0, "test": 0}, image_size=64)
         write_outcomes(exported, tmp_path / "other", matrices=False, images=other)
     assert not (tmp_path / "other").exists()
+    # The same images under the same ids, with noise, into the same folder.
+    noisy = Scenes(**settings, corruption="noise")
+    label(task=noisy, backbone=LlavaBackbone("tiny_m3"), folder=tmp_path / "noisy", num_workers=0)
+    (tmp_path / "data" / "quality.parquet").write_text("of an earlier export")
+    exported = read_exported(tmp_path / "noisy", ["train"], EvaluationRecorder(tmp_path / "records", "test"))
+    write_outcomes(exported, tmp_path / "data", matrices=False, images=noisy)
+    replaced = pd.read_parquet(tmp_path / "data" / "outcomes.parquet")
+    assert not set(replaced.image) & set(table.image)
+    with Image.open(tmp_path / "data" / replaced.image[0]) as image:
+        assert image.tobytes() == noisy.image(replaced.image_id[0]).tobytes()
+    assert len(list((tmp_path / "data" / "images").iterdir())) == 2
+    assert not (tmp_path / "data" / "quality.parquet").exists()
 
 
 def test_an_earlier_export_is_kept_unless_replaced(folder, tmp_path):

@@ -166,6 +166,11 @@ def test_line_that_a_kill_cut_short_does_not_count_nor_swallow_the_next(labels):
     assert len(read_log(labels)) == 2
 
 
+def test_names_with_separators_of_lines_count(labels):
+    assert evaluate(labels, **{"one\u2028two": "a", "three\x85four": "b"}).evaluation == 1
+    assert evaluate(labels, one="c").evaluation == 2
+
+
 def test_configuration_is_told_apart_by_its_digest(labels):
     digests = [evaluate(labels, text).configuration for text in ("seed: 0", "seed: 0", "seed: 1")]
     assert digests[0] == digests[1] != digests[2]

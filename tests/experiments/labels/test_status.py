@@ -134,6 +134,9 @@ def test_sampled_answers_have_a_state_of_their_own(tmp_path):
     next((folder / RESAMPLED).glob("*.safetensors")).unlink()
     _, sampled = read_label_status(folder)
     assert not sampled.is_complete and sampled.commands == ["tokenscale resample"]
+    (folder / RESAMPLED).rename(folder / f"{RESAMPLED}_train")
+    _, sampled = read_label_status(folder)
+    assert sampled.work == "sampled answers of train" and not sampled.is_complete
 
 
 def write_record(path, **content):

@@ -56,7 +56,7 @@ def test_done_steps_are_not_run_again_and_failed_ones_stop_those_that_need_them(
     stale = tmp_path / "steps" / "after" / "done.json"
     stale.parent.mkdir(parents=True)
     stale.write_text(json.dumps({"command": write_command(steps[1], tmp_path, **arguments), "seconds": 1.0}))
-    states = run_steps(steps, tmp_path, **arguments)
+    states = run_steps(steps, tmp_path, all_steps=steps, **arguments)
     assert not stale.exists()
     assert states["prompt"].status == "failed" and "it holds no labels and no runs" in states["prompt"].reason
     assert states["after"] == StepState("skipped", reason="it needs prompt, which is not done")
@@ -64,11 +64,15 @@ def test_done_steps_are_not_run_again_and_failed_ones_stop_those_that_need_them(
     done = tmp_path / "steps" / "prompt" / "done.json"
     words = write_command(steps[0], tmp_path, **arguments)
     done.write_text(json.dumps({"command": words, "seconds": 75.0}))
-    state = run_steps(steps[:1], tmp_path, **arguments)["prompt"]
+    stale.write_text("{}")
+    state = run_steps(steps[:1], tmp_path, all_steps=steps, **arguments)["prompt"]
+    assert stale.exists()
     assert state.was_done and state.seconds == 75 and state.command.endswith("folder=conf")
-    # Another command line is another step.
+    # Another command line is another step. What needs it is to be run again, also if it runs alone.
     done.write_text(json.dumps({"command": [*words, "verify=true"], "seconds": 75.0}))
     assert read_done(done, words) is None
+    run_steps(steps[:1], tmp_path, all_steps=steps, **arguments)
+    assert not stale.exists()
 
 
 def test_results_are_collected_on_a_page_that_shows_what_is_missing(tmp_path):

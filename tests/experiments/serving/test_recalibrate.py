@@ -1,5 +1,6 @@
 """Recalibration: prices, guarantee and calibrator from samples of one's own, of labels and of a record."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -11,11 +12,14 @@ from hydra import compose, initialize_config_dir
 from experiments.command_line.script import find_config_dir
 from experiments.recalibrate import main
 from experiments.serving.drift import Record, identify_model
-from experiments.serving.recalibration import read_record
+from experiments.serving.recalibration import read_label_samples, read_record
+from m3_backbone.outcomes.labels import read_labels
 from predictor.adaptive.inputs import make_inputs
 from predictor.adaptive.model import AdaptiveVLM
 from predictor.calibration import Isotonic
 from predictor.classical.question_only import QuestionOnly
+from predictor.features import Features
+from predictor.splitting import split_for_calibrator
 from tests.experiments.serving.conftest import COLOR, COUNT, draw_picture
 from tests.experiments.serving.test_drift import SCALES, compare
 from tests.predictor.synthetic import label, write_labels
@@ -159,6 +163,33 @@ def test_the_record_of_a_server_is_enough_for_prices(published, model, tmp_path,
     assert found.prices.default.cost == 1 and found.prices.named["guarantee"].cost == 1
 
 
+def test_tokens_that_the_predictor_needs_are_part_of_the_costs_of_a_record(model, tmp_path):
+    """The server records those of the answers alone."""
+    path = tmp_path / "record.jsonl"
+    write_record(path, model, ANY)
+    identity = identify_model(model.backbone, model.predictor)
+    for features, expected in (
+        (Features(), [1, 9, 36, 144]),
+        (Features(decoder_state=True), [1, 10, 37, 145]),
+        (Features(self_asking=True), [2, 10, 37, 145]),
+    ):
+        samples = read_record(path, identity, features, SCALES, "pooled")
+        assert samples.outcomes.visual_tokens[0].tolist() == expected
+
+
+def test_a_guarantee_is_not_certified_on_samples_of_the_calibrator(model, write, inputs):
+    labels = read_labels(write(FINE, FINE), "calibration")
+    predictor = copy.deepcopy(model.predictor)
+    predictor.fingerprints = {**predictor.fingerprints, "data": "own"}
+    assert len(read_label_samples(predictor, labels, None, None).outcomes) == len(labels)
+    half, rest = split_for_calibrator(labels)
+    predictor.calibrate(half, Isotonic())
+    samples = read_label_samples(predictor, labels, None, None)
+    assert set(samples.outcomes.sample_id) == set(rest.outcomes.sample_id)
+    predictor.fingerprints = {**predictor.fingerprints, "data": "another"}
+    assert len(read_label_samples(predictor, labels, None, None).outcomes) == len(labels)
+
+
 def test_records_and_folders_that_do_not_fit_are_refused(published, model, tmp_path, capsys):
     path = tmp_path / "record.jsonl"
     write_record(path, model, ANY)
@@ -170,7 +201,7 @@ def test_records_and_folders_that_do_not_fit_are_refused(published, model, tmp_p
         text, _ = recalibrate(capsys, tmp_path / "new", f"folder={published}", *options)
         assert message in text and text.startswith("error: "), text
     with pytest.raises(ValueError, match=r"has no answer of this model \(80 of others, 0 damaged lines\)"):
-        read_record(path, "another", SCALES, "pooled")
+        read_record(path, "another", Features(), SCALES, "pooled")
     with pytest.raises(ValueError, match=r"\(0 of others, 80 damaged lines\)"):
-        read_record(path, identify_model(model.backbone, model.predictor), SCALES[:3], "pooled")
+        read_record(path, identify_model(model.backbone, model.predictor), Features(), SCALES[:3], "pooled")
     assert not (tmp_path / "new").exists()

@@ -52,6 +52,13 @@ def list_samples(parts):
     return {sample for part in parts for sample in part.outcomes.sample_id}
 
 
+def test_a_result_belongs_to_the_settings_of_the_trainer(labels, tmp_path):
+    def train(**trainer):
+        return CurveTraining(QuestionOnly(), Subset(), 0, labels, tmp_path, 0.2, 0.15, trainer=trainer)
+
+    assert train().path == train().path != train(limit_train_batches=1).path
+
+
 def test_a_smaller_part_of_the_labels_is_in_a_larger_one(labels):
     sizes = [8, 20, 60]
     samples = [list_samples(read_parts(labels, num_images=size)) for size in sizes]

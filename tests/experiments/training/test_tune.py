@@ -52,14 +52,14 @@ def labels(tmp_path_factory):
 
 @pytest.fixture
 def run_search(labels, tmp_path):
-    def run(*, name="words", objectives=("recovered",), seed=0, **arguments):
+    def run(*, name="words", objectives=("recovered",), seed=0, trainer=None, **arguments):
         sampler = optuna.samplers.TPESampler(seed=0)
         return search(
             lambda overrides: QuestionOnly(inverse_penalties=(float(overrides[0].split("=")[1]),)),
             PENALTY,
             labels=labels,
             worker=SharedStudy(name, tmp_path / "study", objectives=objectives, sampler=sampler),
-            settings=TrainingSettings(seed, 0.3),
+            settings=TrainingSettings(seed, 0.3, trainer=trainer or {}),
             **arguments,
         )
 
@@ -163,6 +163,11 @@ def test_other_labels_are_refused(run_search):
         run_search(num_trials=2, objectives=["recovered", "flops"])
     with pytest.raises(ValueError, match="started with other predictor"):
         run_search(num_trials=2, around={"max_words": 3})
+    with pytest.raises(ValueError, match="started with other trainer"):
+        run_search(num_trials=2, trainer={"limit_train_batches": 1})
+    run_search(name="less", num_trials=1, trainer={"limit_train_batches": 1})
+    with pytest.raises(ValueError, match="started with other trainer"):
+        run_search(name="less", num_trials=2)
 
 
 @pytest.mark.long
