@@ -15,7 +15,7 @@ from experiments.evaluation.comparison import (
     Verdict,
 )
 from experiments.evaluation.costs import TOKENS, CostMeasure, TimingMeans
-from experiments.evaluation.curves import Curve
+from experiments.evaluation.curves import ROUNDING, Curve
 from experiments.evaluation.fronts import (
     RULES,
     Columns,
@@ -84,8 +84,8 @@ def compare_policies(
     noise-free oracle. `ladders` are outcomes of other backbones on the test samples, by name, in the same
     order; they are left out if the cost measure has timings. All policies and cost measures have the same
     resamples of the test samples. If the cost measure has timings, the timed images are resampled too. Raises
-    ValueError if an image is in both splits, a split is empty, there is no policy, or two policies share a
-    name.
+    ValueError if an image is in both splits, a split is empty, there is no policy, two policies share a name,
+    or a ladder has other samples.
     """
     check_names([policy.name for policy in policies])
     for split, outcomes in (("calibration", calibration), ("test", test)):
@@ -97,6 +97,9 @@ def compare_policies(
             "have one"
         )
     others = {} if measure.timings is not None else dict(ladders or {})
+    for name, outcomes in others.items():
+        if list(outcomes.sample_id) != list(test.sample_id):
+            raise ValueError(f"{name} has other samples, or the same in another order")
     table = tabulate_policies(calibration, test, policies, measure, grid, others)
     reachable = ReachableGap.list_all(
         table, test, resampled, num_prices=grid.num_prices, is_timed=measure.timings is not None
@@ -139,11 +142,19 @@ def compare_policies(
                 cost=metrics[Key(ladder, point_cost)],
                 score=metrics[Key(ladder, point_score)],
                 difference=difference,
+                lowest_cost=_find_lowest_cost(table, ladder),
             )
             for difference in differences
             if isinstance(ladder := difference.second, Ladder)
         ],
     )
+
+
+def _find_lowest_cost(table: PolicyTable, ladder: Ladder) -> float | None:
+    """Return the lowest cost at which the first policy is compared with a ladder (`PolicyView.find_met`)."""
+    realized = next(iter(table.policies.values())).realized
+    met = realized[realized >= table.ladders[ladder] * (1 - ROUNDING)]
+    return float(met.min()) if len(met) > 1 else None
 
 
 def tabulate_policies(
@@ -279,6 +290,7 @@ def _measure(
                 opponents=tuple(second for first, second in pairs if first == policy),
                 reference=None if reference is None else Predictor(reference),
                 reachable={name: gain[policy.name] for name, gain in gains.items()},
+                ladder_costs=table.ladders,
             )
         )
 

@@ -154,7 +154,8 @@ class PolicyResult:
 class LadderResult:
     """Fixed scales of another backbone on the test samples, `cost` and `score` `[num_scales]`.
 
-    `difference` is the first policy minus their mix.
+    `difference` is the first policy minus their mix, averaged over the budgets from `lowest_cost` on, which
+    the cheapest of them can meet; None and nan if there are none.
     """
 
     name: str
@@ -162,6 +163,7 @@ class LadderResult:
     cost: Estimate
     score: Estimate
     difference: Difference
+    lowest_cost: float | None
 
     @property
     def label(self) -> str:

@@ -372,7 +372,7 @@ def _prefill_gflops(table: OutcomeTable) -> Floats:
     return table.prefill_flops / 1e9
 
 
-def _coarsest(of: CostOf, table: OutcomeTable) -> Floats:
+def take_coarsest(of: CostOf, table: OutcomeTable) -> Floats:
     """Return a cost at the coarsest scale, `[num_samples]`."""
     return of(table)[:, 0]
 
@@ -382,7 +382,7 @@ TOKENS = CostMeasure(
     "tokens",
     "mean visual tokens per question",
     [Part("visual tokens", _visual_tokens)],
-    coarsest_prefill=partial(_coarsest, _visual_tokens),
+    coarsest_prefill=partial(take_coarsest, _visual_tokens),
 )
 
 
@@ -412,7 +412,7 @@ def count_flops(
         overhead,
         vision_readers,
         state_readers=state_readers,
-        coarsest_prefill=partial(_coarsest, _prefill_gflops),
+        coarsest_prefill=partial(take_coarsest, _prefill_gflops),
     )
 
 

@@ -10,7 +10,8 @@ of a gap of zero, or a score that is never reached.
 (`fronts.CalibratedPolicy`): the two prices around the budget and the probability of each. On the test samples
 this point has a realized mean cost. At that cost the score is compared with the mix, with the reference
 predictor (on the line through its operating points) and with the budgeted oracle. The mix is the hull of the
-fixed scales on the test samples themselves, which is in its favour. Means over budgets use the trapezoid rule
+fixed scales on the test samples themselves, which is in its favour. The mix of another backbone is compared
+under the budgets that its cheapest scale can meet. Means over budgets use the trapezoid rule
 on log-spaced budgets, from the mean cost of the cheapest scale to that of the finest scale on calibration.
 
 **Non-inferiority.** A policy is non-inferior to a fixed scale at a margin if its mean score is at most the
@@ -25,6 +26,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.evaluation.curves import ROUNDING, Curve, Pair, average, divide
 from experiments.evaluation.metric_table import (
@@ -32,6 +34,7 @@ from experiments.evaluation.metric_table import (
     Family,
     Form,
     Key,
+    Ladder,
     Metric,
     Opponent,
     PolicyKey,
@@ -81,7 +84,8 @@ class PolicyView(FrontView):
     cheapest mixture that is non-inferior on calibration, or None; `baselines` are the columns of the fixed
     scales by role. `calibration` are Brier score and calibration error, `[R, num_scales]`, None without
     estimates. `reachable` holds, by noise-free oracle, the gains of policy and oracle over the mix in
-    expected scores, `[R, num_budgets]` (`reachable.Gain`).
+    expected scores, `[R, num_budgets]` (`reachable.Gain`). `ladder_costs` are the mean costs of the cheapest
+    scales of other backbones.
     """
 
     policy: Predictor
@@ -99,6 +103,11 @@ class PolicyView(FrontView):
     opponents: tuple[Opponent, ...]
     reference: Predictor | None
     reachable: Mapping[str, Pair] = field(default_factory=dict)
+    ladder_costs: Mapping[Ladder, float] = field(default_factory=dict)
+
+    def find_met(self, ladder: Ladder) -> NDArray[np.bool_]:
+        """Whether a ladder can meet the realized cost under each budget, `[num_budgets]`."""
+        return self.realized >= self.ladder_costs[ladder] * (1 - ROUNDING)
 
     @cached_property
     def planned(self) -> Pair:
@@ -224,8 +233,14 @@ def mean_gap_share(view: PolicyView) -> Floats:
 
 @metric("difference", Form.POINTS, Family.PAIRS, over=lambda view: view.opponents)
 def mean_difference(view: PolicyView, opponent: Opponent) -> Floats:
-    """Score minus an opponent's at the same mean cost, averaged over budgets."""
-    return average(view.difference_to_mix if opponent is Bound.MIX else view.difference_to(opponent))
+    """Score minus an opponent's at the same mean cost, averaged over budgets that the opponent can meet."""
+    if opponent is Bound.MIX:
+        return average(view.difference_to_mix)
+    differences = view.difference_to(opponent)
+    if not isinstance(opponent, Ladder):
+        return average(differences)
+    is_met = view.find_met(opponent)
+    return average(differences[:, is_met]) if is_met.sum() > 1 else np.full(len(differences), np.nan)
 
 
 # --- At each budget ----------------------------------------------------------------------------------------

@@ -263,7 +263,10 @@ class PolicyTable:
         timed: bool = False,
     ) -> None:
         self.test = test
-        self.ladders = tuple(map(Ladder, ladders or {}))
+        # The mean cost of the cheapest scale of each.
+        self.ladders = {
+            Ladder(name): float(samples.cost.mean(axis=0).min()) for name, samples in (ladders or {}).items()
+        }
         assert not (timed and self.ladders), "the milliseconds of other backbones are not known"
         # The highest overhead is included, so that every policy can meet these budgets.
         self.budgets = space_budgets(calibration.cost + max(overhead.values(), default=0.0), grid.num_budgets)

@@ -23,7 +23,15 @@ import numpy as np
 from annotated_types import Len
 
 from experiments.evaluation.comparison import Comparison
-from experiments.evaluation.costs import TOKENS, CostMeasure, CostOf, Part, Timings, count_milliseconds
+from experiments.evaluation.costs import (
+    TOKENS,
+    CostMeasure,
+    CostOf,
+    Part,
+    Timings,
+    count_milliseconds,
+    take_coarsest,
+)
 from experiments.evaluation.fronts import Floats
 from experiments.evaluation.policies import ScoredSamples
 from experiments.evaluation.statistics import Estimate, number_images
@@ -84,7 +92,7 @@ class Tariff:
         return [self._measure(number, tokens, flops) for number in self.output_tokens]
 
     def _measure(self, num_output: int, tokens: CostMeasure, flops: CostMeasure | None) -> CostMeasure:
-        prefill = partial(_coarsest, partial(_price_tokens, 0.0, self.input_token))
+        prefill = partial(take_coarsest, partial(_price_tokens, 0.0, self.input_token))
         parts = [
             Part("input tokens", partial(_price_tokens, self.request, self.input_token)),
             Part(DECODE, partial(_price_answer, self.output_token * num_output)),
@@ -161,11 +169,6 @@ def _price_tokens(request: float, input_token: float, table: OutcomeTable) -> Fl
 
 def _price_answer(price: float, table: OutcomeTable) -> Floats:
     return np.full((len(table), len(table.scales)), price)
-
-
-def _coarsest(of: CostOf, table: OutcomeTable) -> Floats:
-    """Return a cost at the coarsest scale, `[num_samples]`."""
-    return of(table)[:, 0]
 
 
 def _add(costs: Sequence[CostOf], table: OutcomeTable) -> Floats:

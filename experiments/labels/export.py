@@ -7,6 +7,7 @@ as matrices, if asked for; `images/`, if asked for; and the data card, which `re
 
 import hashlib
 import logging
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable, check_split
 log = logging.getLogger(__name__)
 
 OUTCOMES, QUALITY, COST, IMAGES = "outcomes.parquet", "quality.parquet", "cost.parquet", "images"
+_IMAGE_NAME = re.compile(r"[0-9a-f]{16}\.png")
 CARD = "README.md"
 TOKENS = "visual tokens"
 
@@ -156,7 +158,7 @@ def write_images(exported: ExportedOutcomes, folder: Path, task: Task) -> dict[s
 def _delete_other_images(folder: Path, kept: Collection[str]) -> None:
     """Delete the images of an earlier export, so that they are not uploaded."""
     for file in (folder / IMAGES).glob("*.png"):
-        if f"{IMAGES}/{file.name}" not in kept:
+        if _IMAGE_NAME.fullmatch(file.name) and f"{IMAGES}/{file.name}" not in kept:
             file.unlink()
 
 

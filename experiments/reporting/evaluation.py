@@ -40,7 +40,7 @@ from experiments.labels.held_out import EvaluationRecorder
 from experiments.labels.resampled import check_resampled
 from experiments.reporting.calibration_display import draw_reliability
 from experiments.reporting.draw import draw_paper
-from experiments.reporting.evaluation_tables import list_tables
+from experiments.reporting.evaluation_tables import OPTIONAL_TABLES, list_tables
 from experiments.reporting.failures import FailuresLink
 from experiments.reporting.findings import Findings
 from experiments.reporting.front_plot import plot_comparison
@@ -354,8 +354,8 @@ def write_evaluation(
     """
     findings, test, title = evaluation.findings, evaluation.test.outcomes, evaluation.title
     output.mkdir(parents=True, exist_ok=True)
+    delete_tables(output / "tables", OPTIONAL_TABLES)
     write_results(output, evaluation.metrics, findings.comparison, findings.others, findings.guarantees)
-    delete_tables(output / "tables")
     write_tables(output / "tables", list_tables(findings))
     figures = write_figures(output, findings.comparison, test, title)
     page_tables = write_report(

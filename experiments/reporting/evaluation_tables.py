@@ -36,6 +36,7 @@ from experiments.reporting.calibration_display import tabulate_calibration
 from experiments.reporting.findings import Findings
 from experiments.reporting.guarantees import tabulate_guarantees
 from experiments.reporting.numbers import (
+    MISSING,
     count_noun,
     describe_floor,
     format_difference,
@@ -54,6 +55,11 @@ from experiments.reporting.tables import Table
 from experiments.tasks.sizes import is_too_few
 
 NUM_SHOWN_BUDGETS = 5
+# Tables that not every evaluation has.
+OPTIONAL_TABLES = (
+    *("coinciding", "luck", "sensitive", "ladders", "costs", "output_lengths", "calibration", "guarantee"),
+    *("published", *(f"parts_{key}" for key in ("flops", "milliseconds", "tariff"))),
+)
 
 
 def list_tables(findings: Findings) -> list[Table]:
@@ -274,14 +280,22 @@ def tabulate_ladders(comparisons: Sequence[Comparison]) -> Table:
     for position, ladder in enumerate(first.ladders):
         cells: list[str] = []
         for comparison in shown:
-            difference = comparison.ladders[position].difference
-            tests = format_p_values(difference.p_value, difference.adjusted, num_resamples, num_tests)
-            cells += [format_difference(difference.mean), tests[-1]]
+            other = comparison.ladders[position]
+            if other.lowest_cost is None:
+                cells += [MISSING] * 3
+                continue
+            tests = format_p_values(
+                other.difference.p_value, other.difference.adjusted, num_resamples, num_tests
+            )
+            cells += [format_difference(other.difference.mean), format_small(other.lowest_cost), tests[-1]]
         rows.append((ladder.label, *cells))
-    header = [text for comparison in shown for text in (f"equal {comparison.measure.unit}", "p (Holm)")]
+    header = [
+        text for comparison in shown for text in (f"equal {comparison.measure.unit}", "from", "p (Holm)")
+    ]
     caption = (
         f"{first.policies[0].name} minus the mix of fixed scales of other backbones, in points at matched "
-        f"cost, averaged over log-spaced budgets; {describe_floor(num_resamples, num_tests)}"
+        "cost, averaged over log-spaced budgets from the cheapest one that the other backbone can meet; "
+        f"{describe_floor(num_resamples, num_tests)}"
     )
     return Table(caption, ("minus", *header), tuple(rows), name="ladders")
 

@@ -217,7 +217,7 @@ def _plot_ladder(ladder: LadderResult, unit: str, color: str) -> Iterator[Elemen
     """Yield the fixed scales of another backbone and their mix."""
     cost, score = ladder.cost.value, ladder.score
     cost_line, score_line = refine_line(cost[ladder.mix], score.value[ladder.mix])
-    yield Line(cost_line, 100 * score_line, color, "dash", 1.5, cut_name(ladder.label), ladder.label)
+    yield Line(cost_line, 100 * score_line, color, "longdash", 1.5, cut_name(ladder.label), ladder.label)
     names = [f"{ladder.name}, scale {scale}" for scale in ladder.scales]
     marks = _mark_fixed(names, cost, score, unit)
     yield replace(marks, color=color, size=6, label=None, group=ladder.label)

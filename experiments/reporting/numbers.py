@@ -12,6 +12,8 @@ from experiments.evaluation.statistics import Estimate
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "-"
+# Smaller numbers are rounding errors of sums.
+_NOISE = 1e-12
 
 
 def format_score(estimate: Estimate | None) -> str:
@@ -88,6 +90,8 @@ def format_small(value: float) -> str:
     """Return a number with two significant digits or as an integer; a dash for nan and infinity."""
     if not np.isfinite(value):
         return MISSING
+    if abs(value) < _NOISE:
+        return "0"
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 

@@ -14,24 +14,33 @@ from experiments.reporting.sensitive import select_group, write_subset
 from experiments.training.trained import TrainedPredictor
 from m3_backbone.outcomes.labels import Labels
 from m3_backbone.outcomes.manifest import read_manifest
-from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable
+from m3_backbone.outcomes.table import HELD_OUT, OutcomeTable, check_split
 
 
 def find_ladders(labels: Path, backbones: Sequence[str]) -> dict[str, Path]:
     """Return the label folders of other backbones, by name.
 
-    Raises ValueError if one has no labels of these data, or fewer test samples.
+    Raises ValueError for the backbone of `labels` itself, and if one has no finished labels of these data, or
+    fewer test samples.
     """
+    if not backbones:
+        return {}
+    if (own := read_manifest(labels)["backbone"]) in backbones:
+        raise ValueError(f"ladders={own}: it is the backbone that is evaluated: leave it out")
     folders = {name: find_labels_of(name, labels, f"ladders={name}", "or leave it out") for name in backbones}
     num_samples = read_manifest(labels)["counts"].get(HELD_OUT, 0)
     for name, folder in folders.items():
+        check_split(read_manifest(folder), HELD_OUT, folder)
         if (number := read_manifest(folder)["counts"].get(HELD_OUT, 0)) < num_samples:
             raise ValueError(describe_missing(name, number, num_samples))
     return folders
 
 
 def _match_ladder(test: OutcomeTable, other: OutcomeTable, name: str) -> OutcomeTable:
-    """Return the outcomes of another backbone on all test samples, in their order."""
+    """Return the outcomes of another backbone on all test samples, in their order.
+
+    Raises ValueError if it did not answer one of them, and for labels without FLOPs of the vision pass.
+    """
     matched = match_all_samples(test, other, name)
     if test.vision_flops is not None and matched.vision_flops is None:
         raise ValueError(

@@ -153,11 +153,11 @@ class Table:
         return format_latex([self.header, *self.rows], self.caption, label=f"tab:{self.name}")
 
 
-def delete_tables(folder: Path) -> None:
-    """Delete the tables in `folder`, of an earlier result in the same place."""
-    for suffix in ("csv", "tex", "md"):
-        for path in folder.glob(f"*.{suffix}"):
-            path.unlink()
+def delete_tables(folder: Path, names: Iterable[str]) -> None:
+    """Delete tables of these names in `folder`, of an earlier result in the same place."""
+    for name in names:
+        for suffix in ("csv", "tex", "md"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
 
 
 def write_tables(folder: Path, tables: Iterable[Table]) -> None:

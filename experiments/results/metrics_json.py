@@ -2,7 +2,7 @@
 
 Schema version 5. Scores are means in [0, 1], costs are means of `cost_name`. A metric is `{"value", "low",
 "high"}` with the bounds of its bootstrap interval, which are null for fewer than 8 test images. Numbers are
-rounded to six decimals, those below 0.001 to six digits and at most 15 decimals; null stands for a metric
+rounded to six decimals, those below 0.001 to six digits and at most 12 decimals; null stands for a metric
 that does not exist (for example the share of a gap of zero). The file has no times and no paths: the same
 labels, predictors and seeds give the same bytes. `experiments.evaluation.metrics` defines the metrics;
 `draws.safetensors` holds the compared ones on every resample (`results.resamples`).
@@ -35,7 +35,8 @@ labels, predictors and seeds give the same bytes. `experiments.evaluation.metric
                             adjusted (Holm over all of them); floor, adjusted_floor: lowest possible p-values
                             with this number of resamples
     ladders.NAME            only with `ladders`: fixed, per scale of another backbone: scale, cost, score; and
-                            difference, the main predictor minus the mix of these, as in differences
+                            difference, the main predictor minus the mix of these, as in differences, over
+                            the budgets from lowest_cost on, which that mix can meet
     predictors.NAME         the main predictor of the report comes first
         seed, starts_from   training seed; predictor that a cascade starts from; or null
         mean_to_mix, mean_to_reference, mean_gap_share      over log-spaced budgets
@@ -140,7 +141,7 @@ METRICS, MILLISECONDS, TABLE = "metrics.json", "milliseconds.json", "metric_tabl
 PICTURE = "front.png"
 SCHEMA_VERSION = 5
 # Rounding hides the noise of summation, which differs between machines, and keeps small costs apart.
-_DECIMALS, _MOST_DECIMALS, _SMALL = 6, 15, 0.001
+_DECIMALS, _MOST_DECIMALS, _SMALL = 6, 12, 0.001
 
 
 def to_json(values: Any) -> Any:
@@ -383,6 +384,7 @@ def _ladders(comparison: Comparison) -> dict[str, Any]:
                 )
             ],
             "difference": metric_to_json(ladder.difference.mean),
+            "lowest_cost": to_json(ladder.lowest_cost),
         }
         for ladder in comparison.ladders
     }
@@ -556,12 +558,12 @@ def write_results(
     """
     by_measure = {other.measure.key: other for other in others}
     timed = by_measure.pop("milliseconds", None)
+    # The resamples are removed first and written last, so that existing ones always match the metrics.
+    (folder / RESAMPLES).unlink(missing_ok=True)
     # A folder that is used again may have those of an earlier evaluation.
     (folder / MILLISECONDS).unlink(missing_ok=True)
     if timed is not None:
         write_metrics(folder / MILLISECONDS, collect_measure(timed))
-    # The resamples are removed first and written last, so that existing ones always match the metrics.
-    (folder / RESAMPLES).unlink(missing_ok=True)
     parts = {key: collect_measure(other) for key, other in by_measure.items()}
     write_metrics(folder / METRICS, {**metrics, **parts})
     tidy = pa.concat_tables(

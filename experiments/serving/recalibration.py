@@ -81,15 +81,17 @@ def read_label_samples(
 ) -> Samples:
     """Return the samples of `number` images of labels; a calibrator is fitted on half of them, by image.
 
-    The samples are then those of the other half. Without another calibrator, the samples on which that of the
-    predictor was fitted are left out. Raises ValueError for labels of another backbone, and for too few
-    images.
+    The samples are then those of the other half. Without another calibrator, the half on which that of the
+    predictor may have been fitted is left out. Raises ValueError for labels of another backbone, and for too
+    few images.
     """
-    fingerprints = labels.outcomes.fingerprints
-    predictor.check_backbone(fingerprints)
-    assert predictor.fingerprints is not None, "fit or load first"
-    if calibrator is None and fingerprints.get("data") == predictor.fingerprints.get("data"):
+    predictor.check_backbone(labels.outcomes.fingerprints)
+    if calibrator is None and predictor.calibrator is not None:
         labels = labels.select(find_unseen(predictor, labels.outcomes))
+        log.info(
+            "half of the images are left out, as the calibrator may have been fitted on them: with "
+            "calibrator=NAME another one is fitted on them"
+        )
     if number is not None:
         labels = labels.select(find_images(labels.outcomes.cluster_id, number))
     if calibrator is not None:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from m3_backbone.arguments import PositiveInt, checked
+from m3_backbone.backbone import check_scale
 from m3_backbone.images import to_rgb
 from m3_backbone.llava.backbone import EncodedImage, LlavaBackbone
 from m3_backbone.llava.pooling import describe_tokens
@@ -84,8 +85,8 @@ class PrunedPreprocessor(ImagePreprocessor):
 class PrunedLlavaBackbone(LlavaBackbone):
     """Backbone whose scales keep the best ranked tokens of the finest one (`m3_backbone.llava.pruning`).
 
-    One vision pass and one ranking serve every scale. A scale is the number of tokens of each tile, or of the
-    image if there are none; all of them together are ranked. The finest scale of the grid equals that of
+    One vision pass and one ranking serve every scale. A scale is the mean number of tokens of a tile, or that
+    of the image if there are none. The finest scale of the grid equals that of
     `LlavaBackbone`.
 
     Args:
@@ -209,6 +210,7 @@ class PrunedLlavaBackbone(LlavaBackbone):
     @torch.no_grad()
     def visual_tokens(self, encoded: Sequence[Any], scale: int) -> list[Tensor]:
         """Visual tokens of each image that enter the decoder at a scale, `[num_tokens, hidden]`."""
+        check_scale(scale, self.scales)
         visual = []
         for image in encoded:
             num_kept = self.num_visual_tokens(image.size, scale)

@@ -1,6 +1,7 @@
 """Prices for deployment, chosen on the calibration split, with their mean cost and score on it."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ _POINT = frozenset({"price", "unit", "cost", "score"})
 _OPTIONAL = frozenset({"disagreement"})
 # A mean of scores that are stored in single precision may exceed 1 by a rounding error.
 _ROUNDING = 1e-6
+# Relative difference of prices that are one: reports print six digits.
+_SAME_PRICE = 1e-5
 NUM_POINTS = 100
 
 
@@ -101,22 +104,18 @@ class PriceList:
         return self.points[find_within([point.cost for point in self.points], budget)]
 
     def at_price(self, price: float) -> OperatingPoint:
-        """Return a point of this price with cost and score of the listed point with the next lower price.
+        """Return the listed point of this price, or one of it with cost and score of the next lower price.
 
-        The bound of its disagreement is the larger one of that point and of the point with the next higher
-        price, as its scales lie between theirs; None if one of these has none, and beyond the last point.
+        Prices are equal if they have the same first six digits, as reports print them.
+        Only a listed price has a bound of its disagreement: scales between those of two points may disagree
+        where both agree.
         """
         check_price(price)
+        for point in self.points:
+            if math.isclose(point.price, price, rel_tol=_SAME_PRICE):
+                return point
         below = [point for point in self.points if point.price <= price]
-        above = [point for point in self.points if point.price >= price]
-        neighbours = [*below[-1:], *above[:1]]
-        bounds = [point.disagreement for point in neighbours if point.disagreement is not None]
-        is_bounded = bool(above) and len(bounds) == len(neighbours)
-        return replace(
-            below[-1] if below else self.points[0],
-            price=price,
-            disagreement=max(bounds) if is_bounded else None,
-        )
+        return replace(below[-1] if below else self.points[0], price=price, disagreement=None)
 
     def save(self, folder: Path) -> None:
         """Write `prices.json` atomically. A point without a bound of its disagreement has no such key."""

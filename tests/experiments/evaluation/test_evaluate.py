@@ -276,7 +276,13 @@ def test_metrics_are_the_same_bytes_again(splits, tmp_path):
 
 def test_small_numbers_keep_six_digits():
     """Such as costs in dollars; the noise of sums is rounded away."""
-    assert to_json([0.123456789, 4.19123456e-6, -2.2e-8, 3e-17, 0.0]) == [0.123457, 4.19123e-6, -2.2e-8, 0, 0]
+    assert to_json([0.123456789, 4.19123456e-6, -2.2e-8, -8.5e-16, 0.0]) == [
+        0.123457,
+        4.19123e-6,
+        -2.2e-8,
+        0,
+        0,
+    ]
     assert to_json(float("nan")) is None
 
 

@@ -18,6 +18,8 @@ from experiments.results.metrics_json import collect_metrics
 from predictor.policy.front import upper_hull
 from tests.experiments.evaluation.synthetic import SCALES, estimate_outcomes, make_outcomes
 
+BY_SCALE = ("score", "nll", "reference_tokens", "confidence", "margin", "visual_tokens", "prefill_flops")
+
 
 @pytest.fixture(scope="module")
 def splits():
@@ -33,8 +35,7 @@ def compare(splits, ladders, **settings):
 
 def worsen(test):
     """The same questions, answered by a backbone of three scales that is wrong in every third answer."""
-    by_scale = ("score", "nll", "reference_tokens", "confidence", "margin", "visual_tokens", "prefill_flops")
-    kept = {name: getattr(test, name)[:, [0, 2, 3]] for name in by_scale}
+    kept = {name: getattr(test, name)[:, [0, 2, 3]] for name in BY_SCALE}
     kept["score"][::3] = 0
     answers = [[answer[0], answer[2], answer[3]] for answer in test.answer]
     return replace(test, scales=(1, 36, 144), answer=answers, **kept)
@@ -66,6 +67,33 @@ def test_the_first_policy_minus_another_ladder_by_the_slow_way(splits):
     assert ladder.scales == (1, 36, 144) and ladder.difference.label == "informed - mix of worse"
 
 
+def test_budgets_below_the_cheapest_scale_of_another_backbone_do_not_count(splits):
+    """It has no scale below 36 tokens, and scores at each of its scales as the backbone does."""
+    test = splits[1]
+    kept = {name: getattr(test, name)[:, 2:] for name in BY_SCALE}
+    finer = replace(test, scales=SCALES[2:], answer=[answer[2:] for answer in test.answer], **kept)
+    comparison = compare(splits, {"finer": finer})
+    (ladder,) = comparison.ladders
+    informed = comparison.find("informed")
+    is_met = informed.cost >= 36
+    assert 0 < is_met.sum() < len(is_met) and ladder.lowest_cost == informed.cost[is_met].min()
+    fixed = test.score[:, 2:].mean(axis=0, dtype=float)
+    own = np.interp(informed.cost, informed.front.cost, informed.front.score)[is_met]
+    differences = own - np.interp(informed.cost[is_met], SCALES[2:], fixed)
+    expected = np.trapezoid(differences) / (len(differences) - 1)
+    assert float(ladder.difference.mean.value) == pytest.approx(expected)
+    # It has one budget at most above the finest scale of the backbone.
+    dear = replace(finer, visual_tokens=finer.visual_tokens * 100)
+    (ladder,) = compare(splits, {"dear": dear}).ladders
+    assert ladder.lowest_cost is None and np.isnan(ladder.difference.mean.value)
+    assert tabulate_ladders([compare(splits, {"dear": dear})]).rows == (("mix of dear", "-", "-", "-"),)
+
+
+def test_other_samples_are_refused(splits):
+    with pytest.raises(ValueError, match="other has other samples, or the same in another order"):
+        compare(splits, {"other": splits[1].select(np.arange(len(splits[1]))[::-1])})
+
+
 def test_the_tests_of_ladders_are_corrected_with_all_others(splits):
     comparison = compare(splits, {"same": splits[1], "worse": worsen(splits[1])})
     seconds = [difference.second for difference in comparison.differences]
@@ -85,7 +113,11 @@ def test_other_ladders_are_in_tables_plot_and_metrics(splits):
     ]
     flops = compare(vision[:2], {"worse": vision[2]}, measure=count_flops({}))
     table = tabulate_ladders([comparison, flops])
-    assert table.header == ("minus", "equal tokens", "p (Holm)", "equal GFLOPs", "p (Holm)")
+    assert table.header == (
+        "minus",
+        *("equal tokens", "from", "p (Holm)"),
+        *("equal GFLOPs", "from", "p (Holm)"),
+    )
     assert [row[0] for row in table.rows] == ["mix of worse"]
     assert "worse, scale 36" in str(tabulate_scores(comparison))
     assert "informed - mix of worse" in str(tabulate_tests(comparison))

@@ -180,14 +180,11 @@ def test_tokens_that_the_predictor_needs_are_part_of_the_costs_of_a_record(model
 def test_a_guarantee_is_not_certified_on_samples_of_the_calibrator(model, write, inputs):
     labels = read_labels(write(FINE, FINE), "calibration")
     predictor = copy.deepcopy(model.predictor)
-    predictor.fingerprints = {**predictor.fingerprints, "data": "own"}
     assert len(read_label_samples(predictor, labels, None, None).outcomes) == len(labels)
     half, rest = split_for_calibrator(labels)
     predictor.calibrate(half, Isotonic())
     samples = read_label_samples(predictor, labels, None, None)
     assert set(samples.outcomes.sample_id) == set(rest.outcomes.sample_id)
-    predictor.fingerprints = {**predictor.fingerprints, "data": "another"}
-    assert len(read_label_samples(predictor, labels, None, None).outcomes) == len(labels)
 
 
 def test_records_and_folders_that_do_not_fit_are_refused(published, model, tmp_path, capsys):
