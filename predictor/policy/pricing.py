@@ -1,7 +1,6 @@
 """Prices for deployment, chosen on the calibration split, with their mean cost and score on it."""
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,8 +19,8 @@ _POINT = frozenset({"price", "unit", "cost", "score"})
 _OPTIONAL = frozenset({"disagreement"})
 # A mean of scores that are stored in single precision may exceed 1 by a rounding error.
 _ROUNDING = 1e-6
-# Relative difference of prices that are one: reports print six digits.
-_SAME_PRICE = 1e-5
+# Prices that differ by less are one: reports round them to six decimals.
+_SAME_PRICE = 1e-6
 NUM_POINTS = 100
 
 
@@ -106,14 +105,14 @@ class PriceList:
     def at_price(self, price: float) -> OperatingPoint:
         """Return the listed point of this price, or one of it with cost and score of the next lower price.
 
-        Prices are equal if they have the same first six digits, as reports print them.
+        Prices count as equal if they differ by the rounding of reports, which print six decimals.
         Only a listed price has a bound of its disagreement: scales between those of two points may disagree
         where both agree.
         """
         check_price(price)
-        for point in self.points:
-            if math.isclose(point.price, price, rel_tol=_SAME_PRICE):
-                return point
+        nearest = min(self.points, key=lambda point: abs(point.price - price))
+        if abs(nearest.price - price) <= _SAME_PRICE:
+            return nearest
         below = [point for point in self.points if point.price <= price]
         return replace(below[-1] if below else self.points[0], price=price, disagreement=None)
 
