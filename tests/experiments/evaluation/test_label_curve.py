@@ -44,6 +44,11 @@ def test_a_good_fit_and_poor_ones():
     dip = law.at(SIZES) - np.array([0, 0, 0.1, 0, 0])
     poor = fit_curve(SIZES, dip + noise, 0.95)
     assert poor is not None and any("at 400 images" in problem for problem in poor.problems)
+    # A larger difference of a mean with a larger error does not hide it.
+    loud = np.zeros((3, 5))
+    loud[:, 0] = [1.5, -0.9, -0.9]
+    hidden = fit_curve(SIZES, dip + noise + loud, 0.95)
+    assert hidden is not None and any("off by" in problem for problem in hidden.problems)
     assert fit_curve(SIZES[:3], law.at(SIZES[:3]) + noise, 0.95) is None
 
 
