@@ -51,10 +51,11 @@ def test_every_operating_point_gets_the_bound_of_its_choices():
     assert all(0 < bound <= 1 for bound in bounds if bound is not None) and None not in bounds
     assert bounded.named["guarantee"].disagreement == bounds[0]  # both of price 0
     assert bounds[-1] == bound_disagreement(np.zeros((1, len(table)), int), table, delta=0.05)[0]
-    # Any other price has the bound of the next higher one, the choices of which are coarser.
+    # Another price has no bound: its scales may disagree where those of both neighbours agree.
     low, high = bounded.points[3:5]
     between = bounded.find(price=(low.price + high.price) / 2)
-    assert between.disagreement == high.disagreement and between.cost == low.cost
+    assert between.disagreement is None and between.cost == low.cost
+    assert bounded.find(price=round(high.price, 6)) == high
     assert bounded.find(price=2 * bounded.points[-1].price).disagreement is None
     assert replace(bounded.default, disagreement=None) == prices.default
 
