@@ -40,11 +40,14 @@ class Stability:
 def find_pairs(original: OutcomeTable, changed: OutcomeTable) -> NDArray[np.int64] | None:
     """Return the row of `original` for each row of `changed`, `[num_samples]`, for two versions of a task.
 
-    Ids are compared without the name of the task, which tasks and `training.joining` put before `/`. None
-    unless all samples of `changed` are in `original` with the same references.
+    Ids are compared without the name of the task, or of the joined labels, which tasks and `training.joining`
+    put before `/`. None unless all samples of `changed` are in `original` with the same references.
     """
-    row_of = {sample_id: row for row, sample_id in enumerate(_list_samples(original))}
-    rows = [row_of.get(sample_id) for sample_id in _list_samples(changed)]
+    for strip in (_strip_task, _strip_first):
+        row_of = {sample_id: row for row, sample_id in enumerate(strip(original))}
+        rows = [row_of.get(sample_id) for sample_id in strip(changed)]
+        if None not in rows:
+            break
     if not rows or any(
         row is None or original.references[row] != references
         for row, references in zip(rows, changed.references, strict=True)
@@ -53,7 +56,12 @@ def find_pairs(original: OutcomeTable, changed: OutcomeTable) -> NDArray[np.int6
     return np.array(rows, dtype=np.int64)
 
 
-def _list_samples(table: OutcomeTable) -> list[str]:
+def _strip_first(table: OutcomeTable) -> list[str]:
+    """Return the sample ids without a prefix up to `/`."""
+    return [str(sample_id).partition("/")[2] or str(sample_id) for sample_id in table.sample_id]
+
+
+def _strip_task(table: OutcomeTable) -> list[str]:
     """Return the sample ids without the name of the task, which may stand before them twice."""
     samples = []
     for sample_id, task in zip(table.sample_id, table.task, strict=True):
