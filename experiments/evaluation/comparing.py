@@ -15,7 +15,7 @@ from experiments.evaluation.comparison import (
     Verdict,
 )
 from experiments.evaluation.costs import TOKENS, CostMeasure, TimingMeans
-from experiments.evaluation.curves import ROUNDING, Curve
+from experiments.evaluation.curves import Curve
 from experiments.evaluation.fronts import (
     RULES,
     Columns,
@@ -39,6 +39,7 @@ from experiments.evaluation.metrics import (
     PolicyView,
     brier,
     calibration_error,
+    find_met,
     mean_difference,
     mean_gap,
     measure_bound,
@@ -151,10 +152,10 @@ def compare_policies(
 
 
 def _find_lowest_cost(table: PolicyTable, ladder: Ladder) -> float | None:
-    """Return the lowest cost at which the first policy is compared with a ladder (`PolicyView.find_met`)."""
+    """Return the lowest cost at which the first policy is compared with a ladder, None if at no cost."""
     realized = next(iter(table.policies.values())).realized
-    met = realized[realized >= table.ladders[ladder] * (1 - ROUNDING)]
-    return float(met.min()) if len(met) > 1 else None
+    is_met = find_met(realized, table.ladders[ladder])
+    return float(realized[is_met].min()) if is_met.any() else None
 
 
 def tabulate_policies(

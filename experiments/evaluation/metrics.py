@@ -48,6 +48,16 @@ RECOVERED = (0.5, 0.8)
 Baseline = tuple[str, float]
 
 
+def find_met(realized: Floats, cheapest: float) -> NDArray[np.bool_]:
+    """Return the mask `[num_budgets]` of the realized costs that a ladder can meet.
+
+    `cheapest` is the mean cost of its cheapest scale. A single budget has no mean over budgets and does not
+    count.
+    """
+    is_met = realized >= cheapest * (1 - ROUNDING)
+    return is_met if is_met.sum() > 1 else np.zeros_like(is_met)
+
+
 @dataclass(frozen=True, eq=False)
 class FrontView:
     """The front of a policy or a bound under R resamples; costs include the overhead of the policy.
@@ -104,10 +114,6 @@ class PolicyView(FrontView):
     reference: Predictor | None
     reachable: Mapping[str, Pair] = field(default_factory=dict)
     ladder_costs: Mapping[Ladder, float] = field(default_factory=dict)
-
-    def find_met(self, ladder: Ladder) -> NDArray[np.bool_]:
-        """Whether a ladder can meet the realized cost under each budget, `[num_budgets]`."""
-        return self.realized >= self.ladder_costs[ladder] * (1 - ROUNDING)
 
     @cached_property
     def planned(self) -> Pair:
@@ -239,8 +245,8 @@ def mean_difference(view: PolicyView, opponent: Opponent) -> Floats:
     differences = view.difference_to(opponent)
     if not isinstance(opponent, Ladder):
         return average(differences)
-    is_met = view.find_met(opponent)
-    return average(differences[:, is_met]) if is_met.sum() > 1 else np.full(len(differences), np.nan)
+    is_met = find_met(view.realized, view.ladder_costs[opponent])
+    return average(differences[:, is_met]) if is_met.any() else np.full(len(differences), np.nan)
 
 
 # --- At each budget ----------------------------------------------------------------------------------------

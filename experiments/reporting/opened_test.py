@@ -25,14 +25,17 @@ def find_ladders(labels: Path, backbones: Sequence[str]) -> dict[str, Path]:
     """
     if not backbones:
         return {}
-    if (own := read_manifest(labels)["backbone"]) in backbones:
-        raise ValueError(f"ladders={own}: it is the backbone that is evaluated: leave it out")
+    own = read_manifest(labels)
+    if (evaluated := own["backbone"]) in backbones:
+        raise ValueError(f"ladders={evaluated}: it is the backbone that is evaluated: leave it out")
     folders = {name: find_labels_of(name, labels, f"ladders={name}", "or leave it out") for name in backbones}
-    num_samples = read_manifest(labels)["counts"].get(HELD_OUT, 0)
+    check_split(own, HELD_OUT, labels)
+    num_samples = own["counts"][HELD_OUT]
     for name, folder in folders.items():
-        check_split(read_manifest(folder), HELD_OUT, folder)
-        if (number := read_manifest(folder)["counts"].get(HELD_OUT, 0)) < num_samples:
-            raise ValueError(describe_missing(name, number, num_samples))
+        manifest = read_manifest(folder)
+        check_split(manifest, HELD_OUT, folder)
+        if (num_answered := manifest["counts"][HELD_OUT]) < num_samples:
+            raise ValueError(describe_missing(name, num_answered, num_samples))
     return folders
 
 

@@ -50,7 +50,7 @@ class PrunedImage(EncodedImage):
 
 @dataclass(frozen=True)
 class PrunedPreprocessor(ImagePreprocessor):
-    """Image preprocessing of a backbone whose scale is any number of tokens of each tile."""
+    """Image preprocessing of a backbone whose scale is the mean number of tokens of a tile."""
 
     pruning: PruningMethod = "diversity"
 
